@@ -1,0 +1,329 @@
+"""From a picture to the input of a model, and back to a picture for display.
+
+A ``Preprocess`` is data (sizes, mean, deviation, order of channels), so that a run can write it down and compare it.
+Only a model that brings its own callable makes an exception; its code is named by a digest then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pfungst.errors import ModelError, SettingError
+
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+CROPS = ("center", "squash", "pad")
+CHANNELS = ("RGB", "BGR", "L")
+# A picture of 1 x 10,000 pixels whose short side becomes 256 would take 2 GB: refused, not computed.
+MAX_RESIZED_PIXELS = 50_000_000
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes an input: resize, crop, ``(pixel * scale - mean) / std``, channels first.
+
+    ``size``: (height, width) of the input.  ``mean``, ``std``: one a channel, in the model's order of channels.
+    ``resize``: short side, or (height, width), before the crop; None: see ``crop``.
+    ``crop``: ``center`` resizes to ``resize`` (None: not at all) and cuts ``size`` from the middle, with black
+    where the picture is smaller; ``squash`` resizes to (height, width) ``resize`` (None: ``size``) whatever the
+    shape and cuts ``size`` from the middle; ``pad`` fits the whole picture into ``resize`` (None: ``size``) and
+    fills ``size`` up with the mean colour.
+    ``scale``: what a pixel of 0 to 255 is multiplied with first.
+    ``custom``: the model's own callable, upright RGB picture -> float tensor (C, H, W), which replaces all of that;
+    ``mean`` and ``std`` then only say how many channels there are.
+
+    Raises SettingError where the numbers make no sense.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    resize: int | tuple[int, int] | None = None
+    crop: str = "center"
+    interpolation: str = "bilinear"
+    channels: str = "RGB"
+    scale: float = 1 / 255
+    custom: Callable[[Image.Image], torch.Tensor] | None = None
+    measured_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("crop", CROPS), ("interpolation", tuple(INTERPOLATIONS)), ("channels", CHANNELS)):
+            if getattr(self, name) not in allowed:
+                raise SettingError(f"{name} is {getattr(self, name)!r}", f"use one of {', '.join(allowed)}")
+        sides = [*self.size, *(self.resize if isinstance(self.resize, tuple) else [self.resize or 1])]
+        if len(self.size) != 2 or any(side < 1 for side in sides):
+            raise SettingError(f"size {self.size} or resize {self.resize} is not positive", "give --size 224")
+        count = len(self.mean) if self.custom else (1 if self.channels == "L" else 3)
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != count:
+                raise SettingError(
+                    f"{name} has {len(values)} values for {count} channels ({self.channels})",
+                    f"give one value a channel, as in --{name} " + " ".join(["0.5"] * count),
+                )
+            if not all(math.isfinite(value) for value in values):
+                raise SettingError(f"{name} {values} is not finite", f"give finite numbers for --{name}")
+        if any(value <= 0 for value in self.std) or not (math.isfinite(self.scale) and self.scale > 0):
+            raise SettingError(f"std {self.std} or scale {self.scale} is not positive", "give numbers above 0")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one input."""
+        return len(self.mean), *self.size
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """The input (C, H, W), float32, of one upright RGB picture.
+
+        Raises ValueError where this picture cannot be used: too elongated to resize, or the model's own callable
+        gave another shape than for other pictures, or numbers that are not finite.
+        """
+        if self.custom is not None:
+            result = _checked(self.custom(image))
+            if tuple(result.shape) != self.shape:
+                raise ValueError(f"the model's preprocess gave {tuple(result.shape)} instead of {self.shape}")
+            return result
+        image = self.fit(image.convert("L" if self.channels == "L" else "RGB"))
+        pixels = np.asarray(image, dtype=np.float32).reshape(*self.size, -1)
+        if self.channels == "BGR":
+            pixels = pixels[:, :, ::-1]
+        # Division by 255 in float32, as torchvision does: the last bit agrees.
+        pixels = pixels / np.float32(1 / self.scale)
+        pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """The picture resized, cropped and padded to ``size``, still in pixels.  Not for ``custom``."""
+        height, width = self.resized(image.height, image.width)
+        if height * width > MAX_RESIZED_PIXELS:
+            raise ValueError(f"too elongated: {image.width} x {image.height} would become {width} x {height}")
+        if (height, width) != (image.height, image.width):
+            image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
+        if (height, width) == self.size:
+            return image
+        top, left = (_offset(have, want) for have, want in zip((height, width), self.size, strict=True))
+        if top < 0 or left < 0:
+            canvas = Image.new(image.mode, self.size[::-1], self._fill())
+            canvas.paste(image, (-left, -top))
+            return canvas
+        return image.crop((left, top, left + self.size[1], top + self.size[0]))
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that a picture of this size has after the resize, before the crop."""
+        target = self.resize
+        if self.crop == "center" and target is None:
+            return height, width
+        if self.crop == "center" and isinstance(target, int):
+            short = min(height, width)
+            # Exact in integers; a float product would be one pixel short for some sizes.
+            return target * height // short, target * width // short
+        box = self.size if target is None else (target, target) if isinstance(target, int) else target
+        if self.crop != "pad":
+            return box
+        ratio = max(height / box[0], width / box[1])
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+    def _fill(self) -> Any:
+        if self.crop != "pad":
+            return 0
+        colour = [min(255, max(0, round(value / self.scale))) for value in self.mean]
+        if self.channels == "L":
+            return colour[0]
+        return tuple(colour[::-1] if self.channels == "BGR" else colour)
+
+    @property
+    def low(self) -> torch.Tensor | None:
+        """Smallest value (C,) an input can have: pixel 0.  None for ``custom`` until it is measured."""
+        return self._bound(0)
+
+    @property
+    def high(self) -> torch.Tensor | None:
+        """Greatest value (C,) an input can have: pixel 255.  None for ``custom`` until it is measured."""
+        return self._bound(1)
+
+    def _bound(self, side: int) -> torch.Tensor | None:
+        if self.measured_range is not None:
+            return torch.tensor(self.measured_range[side])
+        if self.custom is not None:
+            return None
+        # The same float32 arithmetic as for a picture, so that no input can lie outside by a rounding error.
+        pixel = np.float32(255 * side) / np.float32(1 / self.scale)
+        return torch.from_numpy(
+            (pixel - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        ).float()
+
+    def measured(self, low: Sequence[float] | torch.Tensor, high: Sequence[float] | torch.Tensor) -> Preprocess:
+        """A copy that knows the range (C,), (C,) of its inputs, found by looking at the data."""
+        bounds = tuple(tuple(float(value) for value in side) for side in (low, high))
+        if any(len(side) != len(self.mean) for side in bounds):
+            raise SettingError(f"a range of {len(bounds[0])} values for {len(self.mean)} channels")
+        return replace(self, measured_range=(bounds[0], bounds[1]))
+
+    def to_pixels(self, x: torch.Tensor) -> torch.Tensor:
+        """The picture (..., 3, H, W), RGB in 0 to 1, that the input (..., C, H, W) shows.
+
+        Of a ``custom`` callable whose range is not measured, each picture is stretched from its own least to its own
+        greatest value; other channel counts than 1 and 3 are shown as their mean, in grey.
+        """
+        x = x.detach().float()
+        column = (-1, 1, 1)
+        if self.custom is None:
+            mean, std = (torch.tensor(v, device=x.device).view(column) for v in (self.mean, self.std))
+            pixels = (x * std + mean) / (self.scale * 255)
+        else:
+            if self.low is not None and self.high is not None:
+                low, high = self.low.to(x.device).view(column), self.high.to(x.device).view(column)
+            else:
+                low, high = x.amin((-3, -2, -1), keepdim=True), x.amax((-3, -2, -1), keepdim=True)
+            pixels = (x - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+        if pixels.shape[-3] not in (1, 3):
+            pixels = pixels.mean(-3, keepdim=True)
+        if pixels.shape[-3] == 1:
+            pixels = pixels.expand(*pixels.shape[:-3], 3, *pixels.shape[-2:])
+        elif self.channels == "BGR":
+            pixels = pixels.flip(-3)
+        return pixels.clamp(0, 1)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run writes down: JSON-able, equal for equal preprocessing, other after a change of ``custom``'s code."""
+        if self.custom is not None:
+            return {"custom": _describe_callable(self.custom), "shape": list(self.shape)}
+        return {
+            "size": list(self.size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
+            "crop": self.crop,
+            "interpolation": self.interpolation,
+            "channels": self.channels,
+            "scale": self.scale,
+        }
+
+    def digest(self) -> str:
+        """sha256 (hex) of ``describe()``."""
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
+
+    def at_size(self, size: tuple[int, int]) -> Preprocess:
+        """The same for another input size; the resize keeps its proportion to the crop."""
+        if self.custom is not None:
+            raise SettingError("the model's own preprocess is a function: its size cannot be changed")
+        resize = self.resize
+        if isinstance(resize, int):
+            resize = round(resize * min(size) / min(self.size))
+        elif resize is not None:
+            resize = (round(resize[0] * size[0] / self.size[0]), round(resize[1] * size[1] / self.size[1]))
+        return replace(self, size=size, resize=resize)
+
+
+def from_callable(custom: Callable[[Image.Image], torch.Tensor]) -> Preprocess:
+    """Preprocess around a model's own callable; a test picture tells the shape of its inputs.
+
+    Raises ModelError where the callable fails on the picture, gives no float tensor (C, H, W), or is random.
+    """
+    ramp = np.linspace(0, 255, 320 * 240 * 3).astype(np.uint8).reshape(240, 320, 3)
+    remedy = "`preprocess` takes an upright RGB PIL image and returns a float tensor (C, H, W)"
+    try:
+        first, second = (_checked(custom(Image.fromarray(ramp))) for _ in range(2))
+    except Exception as error:
+        raise ModelError(f"the model's own preprocess fails: {type(error).__name__}: {error}", remedy) from error
+    if not torch.equal(first, second):
+        raise ModelError(
+            "the model's own preprocess is random: one picture gave two different inputs",
+            "use the transforms of evaluation, without augmentation",
+        )
+    channels, height, width = first.shape
+    return Preprocess((height, width), (0.0,) * channels, (1.0,) * channels, custom=custom)
+
+
+def from_preset(preset: Any) -> Preprocess:
+    """Preprocess of an object with crop_size, resize_size, mean and std, as torchvision's weights have."""
+
+    def sides(value: Any) -> int | tuple[int, int]:
+        if isinstance(value, int):
+            return value
+        return int(value[0]) if len(value) == 1 else (int(value[0]), int(value[1]))
+
+    crop = sides(preset.crop_size)
+    mode = getattr(preset, "interpolation", "bilinear")
+    return Preprocess(
+        size=(crop, crop) if isinstance(crop, int) else crop,
+        mean=tuple(float(value) for value in preset.mean),
+        std=tuple(float(value) for value in preset.std),
+        resize=sides(preset.resize_size),
+        interpolation=str(getattr(mode, "value", mode)),
+    )
+
+
+def from_timm(config: dict[str, Any]) -> Preprocess:
+    """Preprocess of a timm data configuration (input_size, crop_pct, crop_mode, interpolation, mean, std)."""
+    channels, height, width = config["input_size"]
+    if channels not in (1, 3):
+        raise ModelError(f"the model takes {channels} channels, and pictures have 1 or 3", "use another model")
+    # timm divides first and floors after; the order decides about a pixel.
+    box = (math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"]))
+    mode = config.get("crop_mode") or "center"
+    interpolation = config.get("interpolation") or "bilinear"
+    resize: int | tuple[int, int] = box
+    if mode == "center" and box[0] == box[1]:
+        resize = box[0]
+    elif mode == "center":
+        raise ModelError(
+            f"timm's centre crop for inputs that are not square ({height} x {width}) is not supported",
+            f"give --size {height} {width} --mean ... --std ...",
+        )
+    return Preprocess(
+        size=(height, width),
+        mean=tuple(float(value) for value in config["mean"]),
+        std=tuple(float(value) for value in config["std"]),
+        resize=resize,
+        crop={"center": "center", "squash": "squash", "border": "pad"}[mode],
+        interpolation="bilinear" if interpolation == "random" else interpolation,
+        channels="L" if channels == 1 else "RGB",
+    )
+
+
+def _checked(result: Any) -> torch.Tensor:
+    if not isinstance(result, torch.Tensor) or result.ndim != 3 or not result.is_floating_point():
+        found = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+        raise ValueError(f"the model's preprocess gave {found}, not a float tensor (C, H, W)")
+    if not bool(torch.isfinite(result).all()):
+        raise ValueError("the model's preprocess gave numbers that are not finite")
+    return result.detach().float().cpu()
+
+
+def _offset(have: int, want: int) -> int:
+    # torchvision rounds a crop half to even, and puts the odd pixel of a padding behind.
+    return round((have - want) / 2) if have >= want else -((want - have) // 2)
+
+
+def _describe_callable(custom: Callable[..., Any]) -> dict[str, str]:
+    function = inspect.unwrap(custom)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    try:
+        source = inspect.getsource(named)
+    except (OSError, TypeError):
+        source = ""
+    # Values that the code reads from elsewhere decide as well; addresses would differ from run to run.
+    cells = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
+    state = [repr(function), repr(getattr(function, "__defaults__", None)), *cells]
+    if not inspect.isroutine(function):
+        state += sorted(f"{key}={value!r}" for key, value in getattr(function, "__dict__", {}).items())
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", "\n".join([source, *state]))
+    return {
+        "name": f"{getattr(named, '__module__', '')}.{named.__qualname__}",
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }

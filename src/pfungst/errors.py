@@ -1,0 +1,46 @@
+"""The errors that pfungst raises on purpose: each says the cause and the remedy.
+
+The command line prints them as one message without a traceback; everything else is a defect of ours.
+"""
+
+from __future__ import annotations
+
+
+class PfungstError(Exception):
+    """Something the user can mend.  ``str(error)`` is the cause, ``error.remedy`` what to do about it."""
+
+    def __init__(self, cause: str, remedy: str = "") -> None:
+        super().__init__(cause)
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        cause = super().__str__()
+        return f"{cause}\n  Remedy: {self.remedy}" if self.remedy else cause
+
+
+class SettingError(PfungstError):
+    """A setting, flag or argument is out of its range, or two of them do not go together."""
+
+
+class ModelError(PfungstError):
+    """The model cannot be loaded, or does not compute what an audit needs (tuple, NaN, wrong shape)."""
+
+
+class DataError(PfungstError):
+    """The images, labels or the manifest cannot be used."""
+
+
+class RelevanceError(PfungstError):
+    """Relevance cannot be computed for this model as it is."""
+
+
+class UnknownFunction(RelevanceError):
+    """The model calls a torch function for which there is no relevance rule."""
+
+
+class RunError(PfungstError):
+    """The run folder cannot be written, or belongs to another model, other data or other settings."""
+
+
+class MissingExtra(PfungstError):
+    """An optional library is not installed; the remedy names the ``pip install``."""

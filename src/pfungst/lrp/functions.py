@@ -1,0 +1,125 @@
+"""The table: torch function -> what relevance does there.
+
+One row a function, under its plain name; methods, operators, in-place forms and ``torch.ops.aten`` overloads of the
+same name share the row (``plain_name``).  The engine carries c = R / activation backwards, so for many functions the
+ordinary gradient already is the right answer (see the comments of each group); the others name a handler of
+``engine.Run``.  A function that is not in the table is an error, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row.
+
+    handler  name of the method of ``handlers.Handlers`` that runs the call
+    sign     of the result: ``keeps`` (non-negative if every input is), ``nonnegative`` (always), ``unknown``
+    moves    it only moves, copies or drops values: relevance R goes through it as c does
+    """
+
+    handler: str
+    sign: str = "unknown"
+    moves: bool = False
+
+
+def _rows(names: str, handler: str, sign: str = "unknown", moves: bool = False) -> dict[str, Entry]:
+    return {name: Entry(handler, sign, moves) for name in names.split()}
+
+
+TABLE: dict[str, Entry] = {
+    # Linear nodes: the preset's rule decides.
+    **_rows("conv1d conv2d conv3d", "convolution"),
+    **_rows("conv_transpose1d conv_transpose2d conv_transpose3d", "transposed_convolution"),
+    **_rows("linear matmul mm addmm", "dense"),
+    **_rows("batch_norm", "batch_norm"),
+    # Functions that only move values: each input's c is its outputs' c, exactly the gradient.
+    **_rows(
+        "flatten reshape view reshape_as view_as permute transpose t swapaxes swapdims movedim moveaxis squeeze "
+        "unsqueeze contiguous clone expand expand_as broadcast_to flip roll narrow select index_select getitem "
+        "unflatten ravel T mT H split split_with_sizes chunk tensor_split unbind hsplit vsplit slice unfold "
+        "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle rot90 fliplr flipud repeat tile "
+        "repeat_interleave atleast_2d atleast_3d gather index take_along_dim",
+        "gradient",
+        "keeps",
+        moves=True,
+    ),
+    **_rows("cat concat concatenate stack hstack vstack", "gradient", "keeps", moves=True),
+    **_rows("pad constant_pad_nd zero_pad2d", "padding", "keeps", moves=True),
+    **_rows("to float double half bfloat16 type type_as cuda cpu", "gradient", "keeps", moves=True),
+    **_rows("detach data alias lift_fresh", "identity", "keeps", moves=True),
+    **_rows(
+        "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout",
+        "dropout",
+        "keeps",
+        moves=True,
+    ),
+    **_rows("identity", "gradient", "keeps", moves=True),
+    # Linear with fixed positive weights: c of each summand is c of the sum, so that shares are proportional.
+    **_rows(
+        "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+        "mean sum interpolate upsample upsample_nearest upsample_bilinear upsample_nearest2d "
+        "upsample_bilinear2d fold cumsum",
+        "gradient",
+        "keeps",
+    ),
+    # Winner takes all: the gradient routes c to the greatest entry.
+    **_rows(
+        "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
+        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices amax amin",
+        "gradient",
+        "keeps",
+    ),
+    # Piecewise linear through 0: f(x) = f'(x) x, so the gradient is f(x) / x.
+    **_rows("relu", "gradient", "nonnegative"),
+    **_rows("leaky_relu prelu rrelu abs", "gradient"),
+    # Sums: every summand gets the c of the sum (the proportional split); a constant summand absorbs its part.
+    **_rows("add sub subtract rsub", "add", "keeps"),
+    # Products and quotients with a constant are diagonal.
+    **_rows("mul multiply div divide true_divide neg negative", "scale", "keeps"),
+    # Elementwise functions: c_x = c_y f(x) / x.
+    **_rows("relu6 sigmoid hardsigmoid softplus exp square", "elementwise", "nonnegative"),
+    **_rows(
+        "hardtanh hardtanh_ clamp clamp_min clamp_max clip elu selu celu gelu silu mish hardswish tanh softsign "
+        "tanhshrink softshrink hardshrink threshold logsigmoid log_sigmoid",
+        "elementwise",
+    ),
+    **_rows("setitem copy", "assign"),
+}
+
+# Operators and other spellings of a row.
+ALIASES = {
+    "__add__": "add", "__iadd__": "add", "__radd__": "add",
+    "__sub__": "sub", "__isub__": "sub", "__rsub__": "rsub",
+    "__mul__": "mul", "__imul__": "mul", "__rmul__": "mul",
+    "__truediv__": "div", "__itruediv__": "div", "__div__": "div",
+    "__neg__": "neg", "__matmul__": "matmul", "__abs__": "abs",
+    "__getitem__": "getitem", "__setitem__": "setitem", "__deepcopy__": "clone",
+    "_max_pool1d": "max_pool1d", "_max_pool2d": "max_pool2d", "_max_pool3d": "max_pool3d",
+    "boolean_dispatch": "max_pool2d", "_to_copy": "to", "convolution": "convolution",
+}  # fmt: skip
+
+# Functions whose name ends in "_" change their argument; these do so too.
+IN_PLACE_OPERATORS = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__"}
+
+
+def plain_name(function: Callable[..., Any]) -> tuple[str, bool]:
+    """The row's name for a torch function as the engine sees it, and whether it works in place.
+
+    ``torch.Tensor.relu_`` -> ("relu", True); ``torch.ops.aten.add.Tensor`` -> ("add", False);
+    the getter of ``Tensor.T`` -> ("T", False).
+    """
+    name = getattr(function, "__name__", str(function))
+    packet = getattr(function, "overloadpacket", None)
+    if packet is not None:  # torch.ops.aten.add.Tensor
+        name = packet.__name__
+    elif name == "__get__":
+        name = getattr(getattr(function, "__self__", None), "__name__", name)
+    in_place = name in IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+    if in_place and name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return ALIASES.get(name, name), in_place

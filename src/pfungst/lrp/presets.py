@@ -1,0 +1,141 @@
+"""Presets: ordered rows "kind of node, position, name pattern -> rule"; the first row that fits decides.
+
+The names are those that users of zennit and iNNvestigate know.  ``preset("epsilon-plus")`` makes one with its
+defaults; the functions below take parameters: ``epsilon_plus(epsilon=0.01)`` is the talk's hybrid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from pfungst.errors import SettingError
+from pfungst.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox, ZPlus
+
+KINDS = ("convolution", "dense", "batch_norm")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a preset.
+
+    kind      ``convolution``, ``dense``, ``batch_norm`` (one that could not be merged), or None for any of them
+    position  ``input`` for linear nodes with no linear node before them, or None for anywhere
+    name      shell-style pattern for the node's name, which is its module's path ("layer3.*"), or None
+    """
+
+    rule: Rule
+    kind: str | None = None
+    position: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in (None, *KINDS) or self.position not in (None, "input"):
+            raise SettingError(
+                f"preset row with kind={self.kind!r}, position={self.position!r}",
+                f"kind is one of {', '.join(KINDS)} or None; position is 'input' or None",
+            )
+
+    def fits(self, kind: str, is_input: bool, name: str) -> bool:
+        return (
+            self.kind in (None, kind)
+            and (self.position is None or is_input)
+            and (self.name is None or fnmatchcase(name, self.name))
+        )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named list of rows.  ``describe()`` goes into a run, so that equal presets have equal descriptions."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+    def rule_for(self, kind: str, is_input: bool, name: str) -> Rule:
+        """The rule of the first row that fits; an error that names the node if none does."""
+        for row in self.rows:
+            if row.fits(kind, is_input, name):
+                return row.rule
+        raise SettingError(
+            f"no row of preset {self.name!r} fits node {name!r} ({kind})",
+            f"add a last row for it, for example Row(Epsilon(), kind={kind!r})",
+        )
+
+    @property
+    def needs_bounds(self) -> bool:
+        return any(isinstance(row.rule, ZBox) for row in self.rows)
+
+    def check_names(self, names: list[str]) -> None:
+        """A name pattern that no node of the model matches is a mistake, not a wish."""
+        for row in self.rows:
+            if row.name is not None and not any(fnmatchcase(name, row.name) for name in names):
+                raise SettingError(
+                    f"preset {self.name!r}: no node of the model is named {row.name!r}",
+                    f"the nodes are: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}",
+                )
+
+    def describe(self) -> str:
+        rows = [
+            f"{r.kind or 'any'}/{r.position or 'anywhere'}/{r.name or '*'}: {r.rule.label}" for r in self.rows
+        ]
+        return f"{self.name} [{'; '.join(rows)}]"
+
+
+# A batch norm that no linear node precedes is a diagonal linear node: its scale shares nothing out, its bias absorbs.
+def _rows(convolution: Rule, epsilon: float, *first: Row) -> tuple[Row, ...]:
+    return (
+        *first,
+        Row(convolution, "convolution"),
+        Row(Epsilon(epsilon), "dense"),
+        Row(Epsilon(epsilon), "batch_norm"),
+    )
+
+
+def epsilon(epsilon: float = 1e-6) -> Preset:
+    """ε everywhere; with ε = 0 gradient times input (for ReLU networks)."""
+    return Preset("epsilon", (Row(Epsilon(epsilon)),))
+
+
+def epsilon_plus(epsilon: float = 1e-6) -> Preset:
+    """z+ (β = 0) for convolutions, ε for dense layers: the talk's hybrid with ε = 0.01."""
+    return Preset("epsilon-plus", _rows(ZPlus(), epsilon))
+
+
+def epsilon_plus_flat(epsilon: float = 1e-6) -> Preset:
+    """As epsilon-plus, and flat at the input layer."""
+    return Preset("epsilon-plus-flat", _rows(ZPlus(), epsilon, Row(Flat(), position="input")))
+
+
+def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Preset:
+    """α = 2, β = 1 for convolutions, ε for dense layers."""
+    return Preset("epsilon-alpha2-beta1", _rows(AlphaBeta(2, 1), epsilon))
+
+
+def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Preset:
+    """As epsilon-alpha2-beta1, and flat at the input layer."""
+    return Preset("epsilon-alpha2-beta1-flat", _rows(AlphaBeta(2, 1), epsilon, Row(Flat(), position="input")))
+
+
+def epsilon_gamma_box(epsilon: float = 1e-6, gamma: float = 0.25) -> Preset:
+    """γ for convolutions, ε for dense layers, z^B at the input layer (needs ``bounds``)."""
+    return Preset("epsilon-gamma-box", _rows(Gamma(gamma), epsilon, Row(ZBox(), position="input")))
+
+
+PRESETS: dict[str, Callable[..., Preset]] = {
+    "epsilon": epsilon,
+    "epsilon-plus": epsilon_plus,
+    "epsilon-plus-flat": epsilon_plus_flat,
+    "epsilon-alpha2-beta1": epsilon_alpha2_beta1,
+    "epsilon-alpha2-beta1-flat": epsilon_alpha2_beta1_flat,
+    "epsilon-gamma-box": epsilon_gamma_box,
+}
+
+
+def preset(which: str | Preset) -> Preset:
+    """The preset of that name with its defaults; a Preset is returned as it is."""
+    if isinstance(which, Preset):
+        return which
+    if which not in PRESETS:
+        raise SettingError(f"there is no preset {which!r}", f"the presets are {', '.join(PRESETS)}")
+    return PRESETS[which]()
