@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ INTERPOLATIONS = {
 }
 CROPS = ("center", "squash", "pad")
 CHANNELS = ("RGB", "BGR", "L")
+_SIZE_REMEDY = "give --size 224 --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225, with the values of its training"
 # A picture of 1 x 10,000 pixels whose short side becomes 256 would take 2 GB: refused, not computed.
 MAX_RESIZED_PIXELS = 50_000_000
 
@@ -39,10 +41,10 @@ class Preprocess:
 
     ``size``: (height, width) of the input.  ``mean``, ``std``: one a channel, in the model's order of channels.
     ``resize``: short side, or (height, width), before the crop; None: see ``crop``.
-    ``crop``: ``center`` resizes to ``resize`` (None: not at all) and cuts ``size`` from the middle, with black
-    where the picture is smaller; ``squash`` resizes to (height, width) ``resize`` (None: ``size``) whatever the
-    shape and cuts ``size`` from the middle; ``pad`` fits the whole picture into ``resize`` (None: ``size``) and
-    fills ``size`` up with the mean colour.
+    ``crop``: ``center`` keeps the proportions, covers ``resize`` (None: no resize at all) and cuts ``size`` from the
+    middle, with black where the picture is smaller; ``squash`` resizes to (height, width) ``resize`` (None:
+    ``size``) whatever the shape and cuts ``size`` from the middle; ``pad`` fits the whole picture into ``resize``
+    (None: ``size``) and fills ``size`` up with the mean colour.
     ``scale``: what a pixel of 0 to 255 is multiplied with first.
     ``custom``: the model's own callable, upright RGB picture -> float tensor (C, H, W), which replaces all of that;
     ``mean`` and ``std`` then only say how many channels there are.
@@ -65,7 +67,10 @@ class Preprocess:
         for name, allowed in (("crop", CROPS), ("interpolation", tuple(INTERPOLATIONS)), ("channels", CHANNELS)):
             if getattr(self, name) not in allowed:
                 raise SettingError(f"{name} is {getattr(self, name)!r}", f"use one of {', '.join(allowed)}")
-        sides = [*self.size, *(self.resize if isinstance(self.resize, tuple) else [self.resize or 1])]
+        sides = [
+            *self.size,
+            *(self.resize if isinstance(self.resize, tuple) else (1 if self.resize is None else self.resize,)),
+        ]
         if len(self.size) != 2 or any(side < 1 for side in sides):
             raise SettingError(f"size {self.size} or resize {self.resize} is not positive", "give --size 224")
         count = len(self.mean) if self.custom else (1 if self.channels == "L" else 3)
@@ -98,7 +103,7 @@ class Preprocess:
                 raise ValueError(f"the model's preprocess gave {tuple(result.shape)} instead of {self.shape}")
             return result
         image = self.fit(image.convert("L" if self.channels == "L" else "RGB"))
-        pixels = np.asarray(image, dtype=np.float32).reshape(*self.size, -1)
+        pixels: np.ndarray = np.asarray(image, dtype=np.float32).reshape(*self.size, -1)
         if self.channels == "BGR":
             pixels = pixels[:, :, ::-1]
         # Division by 255 in float32, as torchvision does: the last bit agrees.
@@ -129,12 +134,12 @@ class Preprocess:
             return height, width
         if self.crop == "center" and isinstance(target, int):
             short = min(height, width)
-            # Exact in integers; a float product would be one pixel short for some sizes.
             return target * height // short, target * width // short
         box = self.size if target is None else (target, target) if isinstance(target, int) else target
-        if self.crop != "pad":
+        if self.crop == "squash":
             return box
-        ratio = max(height / box[0], width / box[1])
+        ratios = (height / box[0], width / box[1])
+        ratio = max(ratios) if self.crop == "pad" else min(ratios)
         return max(1, round(height / ratio)), max(1, round(width / ratio))
 
     def _fill(self) -> Any:
@@ -162,9 +167,7 @@ class Preprocess:
             return None
         # The same float32 arithmetic as for a picture, so that no input can lie outside by a rounding error.
         pixel = np.float32(255 * side) / np.float32(1 / self.scale)
-        return torch.from_numpy(
-            (pixel - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        ).float()
+        return torch.from_numpy((pixel - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)).float()
 
     def measured(self, low: Sequence[float] | torch.Tensor, high: Sequence[float] | torch.Tensor) -> Preprocess:
         """A copy that knows the range (C,), (C,) of its inputs, found by looking at the data."""
@@ -199,7 +202,7 @@ class Preprocess:
         return pixels.clamp(0, 1)
 
     def describe(self) -> dict[str, Any]:
-        """What a run writes down: JSON-able, equal for equal preprocessing, other after a change of ``custom``'s code."""
+        """What a run writes down: JSON-able, and another after a change of ``custom``'s code."""
         if self.custom is not None:
             return {"custom": _describe_callable(self.custom), "shape": list(self.shape)}
         return {
@@ -257,13 +260,14 @@ def from_preset(preset: Any) -> Preprocess:
             return value
         return int(value[0]) if len(value) == 1 else (int(value[0]), int(value[1]))
 
-    crop = sides(preset.crop_size)
+    crop, resize = sides(preset.crop_size), sides(preset.resize_size)
     mode = getattr(preset, "interpolation", "bilinear")
     return Preprocess(
         size=(crop, crop) if isinstance(crop, int) else crop,
         mean=tuple(float(value) for value in preset.mean),
         std=tuple(float(value) for value in preset.std),
-        resize=sides(preset.resize_size),
+        resize=resize,
+        crop="squash" if isinstance(resize, tuple) else "center",
         interpolation=str(getattr(mode, "value", mode)),
     )
 
@@ -277,23 +281,87 @@ def from_timm(config: dict[str, Any]) -> Preprocess:
     box = (math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"]))
     mode = config.get("crop_mode") or "center"
     interpolation = config.get("interpolation") or "bilinear"
-    resize: int | tuple[int, int] = box
-    if mode == "center" and box[0] == box[1]:
-        resize = box[0]
-    elif mode == "center":
-        raise ModelError(
-            f"timm's centre crop for inputs that are not square ({height} x {width}) is not supported",
-            f"give --size {height} {width} --mean ... --std ...",
-        )
     return Preprocess(
         size=(height, width),
         mean=tuple(float(value) for value in config["mean"]),
         std=tuple(float(value) for value in config["std"]),
-        resize=resize,
+        resize=box[0] if mode == "center" and box[0] == box[1] else box,
         crop={"center": "center", "squash": "squash", "border": "pad"}[mode],
         interpolation="bilinear" if interpolation == "random" else interpolation,
         channels="L" if channels == 1 else "RGB",
     )
+
+
+def override(
+    own: Preprocess | None,
+    size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    channels: str | None = None,
+) -> Preprocess:
+    """A model's own preprocessing with what the user says in its place.
+
+    ``mean``, ``std``: one a channel, or one for all, of pixels in 0 to 1; any value above 1 says that they are of
+    pixels in 0 to 255.  Without a preprocessing of its own, ``size`` resizes the short side and crops the middle.
+
+    Raises ModelError where neither the model nor ``size`` says how large an input is; SettingError where the values
+    do not go together.
+    """
+    if own is not None and all(value is None for value in (size, mean, std, channels)):
+        return own
+    both = (size, size) if isinstance(size, int) else size
+    stated = own is not None and own.custom is None
+    if own is None or own.custom is not None:
+        if both is None:
+            whose = "does not say" if own is None else "has a function of its own, so these flags alone cannot say"
+            raise ModelError(f"the model {whose} how its input is made from a picture", _SIZE_REMEDY)
+        if channels is not None and channels not in CHANNELS:
+            raise SettingError(f"channels is {channels!r}", f"use one of {', '.join(CHANNELS)}")
+        order = channels or "RGB"
+        count = 1 if order == "L" else 3
+        resize = both[0] if both[0] == both[1] else both
+        own = Preprocess(both, (0.0,) * count, (1.0,) * count, resize=resize, channels=order)
+    elif both is not None and both != own.size:
+        own = own.at_size(both)
+    if channels is not None and channels != own.channels:
+        own = _reorder(own, channels, mean is not None and std is not None)
+    if mean is None and std is None:
+        return own
+    means, deviations = (_per_channel(value, len(own.mean), name) for value, name in ((mean, "mean"), (std, "std")))
+    large = any(abs(value) > 1 for value in (*(means or ()), *(deviations or ())))
+    scale = 1.0 if large else 1 / 255
+    if stated and scale != own.scale and (means is None or deviations is None):
+        raise SettingError(
+            f"mean and std are of pixels in 0 to {255 * scale:.0f}, the model's own of 0 to {255 * own.scale:.0f}",
+            "give both --mean and --std",
+        )
+    return replace(own, mean=means or own.mean, std=deviations or own.std, scale=scale)
+
+
+def _reorder(own: Preprocess, channels: str, replaced: bool) -> Preprocess:
+    """The same colours' means in another order of channels."""
+    if channels not in CHANNELS:
+        raise SettingError(f"channels is {channels!r}", f"use one of {', '.join(CHANNELS)}")
+    count = 1 if channels == "L" else 3
+    if count == len(own.mean):
+        return replace(own, channels=channels, mean=own.mean[::-1], std=own.std[::-1])
+    if not replaced and (len(set(own.mean)) > 1 or len(set(own.std)) > 1):
+        raise SettingError(
+            f"the model's mean and std are of {own.channels}, the channels are to be {channels}",
+            "give --mean and --std too, one value a channel",
+        )
+    return replace(own, channels=channels, mean=own.mean[:1] * count, std=own.std[:1] * count)
+
+
+def _per_channel(value: Sequence[float] | float | None, count: int, name: str) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    values = (float(value),) if isinstance(value, (int, float)) else tuple(float(part) for part in value)
+    if len(values) == 1:
+        return values * count
+    if len(values) != count:
+        raise SettingError(f"--{name} has {len(values)} values for {count} channels", "give one a channel")
+    return values
 
 
 def _checked(result: Any) -> torch.Tensor:
@@ -319,7 +387,11 @@ def _describe_callable(custom: Callable[..., Any]) -> dict[str, str]:
         source = ""
     # Values that the code reads from elsewhere decide as well; addresses would differ from run to run.
     cells = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
-    state = [repr(function), repr(getattr(function, "__defaults__", None)), *cells]
+    # Two lambdas on one line have one source, and other constants and names.
+    code = getattr(function, "__code__", None)
+    constants = [repr(value) for value in getattr(code, "co_consts", ()) if not isinstance(value, CodeType)]
+    names = list(getattr(code, "co_names", ()))
+    state = [repr(function), repr(getattr(function, "__defaults__", None)), *cells, *constants, *names]
     if not inspect.isroutine(function):
         state += sorted(f"{key}={value!r}" for key, value in getattr(function, "__dict__", {}).items())
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", "\n".join([source, *state]))
