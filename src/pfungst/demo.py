@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,3 +151,110 @@ def train(
             if progress:
                 progress(epoch + 1, epochs)
     return model.eval()
+
+
+@dataclass(frozen=True)
+class Match:
+    """A planted cue and the finding that is most like it (None: missed)."""
+
+    planted: Planted
+    finding: Any
+    jaccard: float
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The audit of the planted data and of the clean twin, and how the findings match what was planted."""
+
+    audit: Any
+    twin: Any
+    matches: tuple[Match, ...]
+
+    def lines(self) -> list[str]:
+        """What was planted, what was found, what was missed: for the terminal."""
+        proved = [m for m in self.matches if m.finding is not None and m.finding.verdict == "confirmed"]
+        lines = [f"{len(self.matches)} cues were planted, {len(proved)} were found and confirmed:"]
+        for match in self.matches:
+            planted = f"  {match.planted.cue:7s} on {len(match.planted.samples)} pictures of class {match.planted.label}"
+            if match.finding is None:
+                lines.append(f"{planted}: MISSED")
+            else:
+                overlap = f"same pictures: {match.jaccard:.0%}"
+                lines.append(f"{planted}: {match.finding.id} {match.finding.verdict} ({overlap})")
+        matched = {m.finding.id for m in self.matches if m.finding is not None}
+        for finding in self.audit.findings:
+            if finding.id not in matched:
+                lines.append(f"  not planted: {finding.id} {finding.verdict}, class {finding.record['class']}")
+        if self.twin is not None:
+            confirmed = [f for f in self.twin.findings if f.verdict == "confirmed"]
+            tested = len(self.twin.findings)
+            lines.append(
+                f"Clean twin (same digits, no cue, its own network): {len(confirmed)} confirmed of {tested} tested."
+            )
+            lines.append(f"Report of the twin: {self.twin.report}")
+        return lines
+
+
+def run_demo(
+    out: Path,
+    seed: int = 0,
+    clean_twin: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> DemoResult:
+    """Make the data, train, audit, and compare with what was planted; everything is kept below ``out``."""
+    tell = progress or (lambda stage, done, total: None)
+    audits: dict[str, Any] = {}
+    planted: list[Planted] = []
+    for kind, cues in (("planted", CUES), ("clean", ()))[: 2 if clean_twin else 1]:
+        folder = out / kind
+        made = make_images(folder / "images", seed, cues)
+        planted = planted or made
+        model = _trained(folder, seed, lambda d, t, kind=kind: tell(f"{kind}: training", d, t))
+        audits[kind] = audit_module(model, folder, seed, lambda s, d, t, kind=kind: tell(f"{kind}: {s}", d, t))
+    matches = tuple(_match(one, audits["planted"].findings) for one in planted)
+    return DemoResult(audits["planted"], audits.get("clean"), matches)
+
+
+def build() -> nn.Module:
+    """The demo's network without its training: ``pfungst audit pfungst.demo:build IMAGES --weights model.safetensors``."""
+    from pfungst.domains.preprocessing import Preprocess
+
+    model = SmallNet()
+    model.preprocess = Preprocess(size=(SIZE, SIZE), mean=(0.5,) * 3, std=(0.5,) * 3)  # type: ignore[assignment]
+    model.classes = [str(i) for i in range(10)]  # type: ignore[assignment]
+    return model.eval()
+
+
+def audit_module(model: nn.Module, folder: Path, seed: int, progress: Callable[[str, int, int], None]) -> Any:
+    """The audit of one of the two data sets, by the call that users have."""
+    from pfungst.pipeline import audit
+
+    return audit(model, folder / "images", out=folder / "run", progress=progress, seed=seed, batch_size=64)
+
+
+def _trained(folder: Path, seed: int, progress: Callable[[int, int], None]) -> nn.Module:
+    """The network of a folder of pictures: read if it was trained before, trained and saved otherwise."""
+    from safetensors.torch import load_file, save_file
+
+    from pfungst.domains.image import load_batch, read_images
+
+    model, path = build(), folder / "model.safetensors"
+    if not path.exists():
+        data = read_images(folder / "images")
+        images, _, _ = load_batch(data, range(len(data)), model.preprocess)  # type: ignore[arg-type]
+        weights = train(images, torch.from_numpy(data.labels.copy()), seed, progress=progress).state_dict()
+        save_file(weights, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    model.load_state_dict(load_file(path))
+    return model
+
+
+def _match(planted: Planted, findings: list[Any]) -> Match:
+    """The finding of the planted class that shares most pictures with the cue, if half of them or more."""
+    best, overlap = None, 0.0
+    for finding in findings:
+        both = len(set(finding.samples) & set(planted.samples))
+        jaccard = both / (len(finding.samples) + len(planted.samples) - both)
+        if finding.record["class"] == planted.label and jaccard > overlap:
+            best, overlap = finding, jaccard
+    return Match(planted, best if overlap >= 0.5 else None, overlap)

@@ -19,6 +19,7 @@ from pfungst.vectors import unit_rows
 _DIRECTIONS = 5  # leading principal directions in which mixtures are sought
 _SAME = 0.6  # Jaccard index from which two groups count as one
 _VIEWS_THAT_COUNT = 3
+SUSPICIOUS = 0.5  # valley depth from which a group is a finding; clean data stay below (see the benchmarks)
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,7 @@ def find_groups(
         for members in _partitions(matrix, shape, seed):
             if min_size <= len(members) <= max_share * n:
                 groups.append(Group(members, (name,)))
-    scored = [score_group(group, prepared, seed) for group in _unique(groups)]
-    return merge_groups(scored), spectrum
+    return rank_groups(_unique(groups), prepared, seed), spectrum
 
 
 def _leading(vectors: np.ndarray, dimensions: int = 15) -> np.ndarray:
@@ -101,11 +101,22 @@ def _unique(groups: list[Group]) -> list[Group]:
     return list(by_members.values())
 
 
-def score_group(group: Group, prepared: Mapping[str, np.ndarray], seed: int = 0) -> Group:
-    """The group with its suspicion: the mean valley depth over the views that separate it best."""
-    inside = np.zeros(len(next(iter(prepared.values()))), dtype=bool)
+def score_group(
+    group: Group, prepared: Mapping[str, np.ndarray], without: np.ndarray | None = None, seed: int = 0
+) -> Group:
+    """The group with its suspicion: the mean valley depth over the views that separate it best.
+
+    ``without``: rows that do not count to the rest of the class, because another group has them.
+    """
+    n = len(next(iter(prepared.values())))
+    inside, counts = np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
     inside[group.members] = True
-    depths = {name: valley_depth(matrix, inside, seed) for name, matrix in prepared.items()}
+    if without is not None:
+        counts[without] = False
+        counts |= inside
+    if counts.sum() - inside.sum() < 4:
+        return replace(group, suspicion=0.0)
+    depths = {name: valley_depth(matrix[counts], inside[counts], seed) for name, matrix in prepared.items()}
     ranked = sorted(depths, key=lambda name: -depths[name])
     best = [depths[name] for name in ranked[:_VIEWS_THAT_COUNT]]
     seen = tuple(name for name in ranked if depths[name] > 0.5) or (ranked[0],)
@@ -147,10 +158,30 @@ def _valley(scores: np.ndarray, inside: np.ndarray) -> float:
     return float(1 - density.min() / min(density[0], density[-1]))
 
 
-def merge_groups(groups: list[Group]) -> list[Group]:
-    """The most suspicious of each set of groups that are much the same, most suspicious first."""
+def rank_groups(groups: list[Group], prepared: Mapping[str, np.ndarray], seed: int = 0) -> list[Group]:
+    """Groups scored, most suspicious first, each kind once.
+
+    A group that is much like a more suspicious one, or mostly a part of it, is left out.  What splits a class also
+    sets the rest of it apart, so each group is scored against its class without the members of the groups before it.
+    """
+    left = [score_group(group, prepared, seed=seed) for group in groups]
     kept: list[Group] = []
-    for group in sorted(groups, key=lambda g: (-g.suspicion, -len(g.members), g.members.tolist())):
-        if all(jaccard(group.members, other.members) < _SAME for other in kept):
-            kept.append(group)
+    taken: np.ndarray = np.array([], dtype=int)
+    while left:
+        left.sort(key=lambda g: (-g.suspicion, -len(g.members), g.members.tolist()))
+        first = left.pop(0)
+        kept.append(first)
+        left = [group for group in left if not _same(group.members, first.members)]
+        if first.suspicion < SUSPICIOUS:
+            continue
+        taken = np.union1d(taken, first.members)
+        left = [replace(group, suspicion=min(group.suspicion, again.suspicion)) for group, again in zip(
+            left, [score_group(group, prepared, taken, seed) for group in left], strict=True
+        )]  # fmt: skip
     return kept
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two groups are much the same, or one is mostly a part of the other."""
+    both = len(np.intersect1d(a, b, assume_unique=True))
+    return jaccard(a, b) >= _SAME or both >= 0.8 * min(len(a), len(b))

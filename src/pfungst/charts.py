@@ -1,0 +1,86 @@
+"""Small SVG charts of a report, as text: they scale, need no script, and take their colours from the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+_MOST_POINTS = 1500
+
+
+def draw_spectrum(eigenvalues: Sequence[float], clusters: int) -> str:
+    """Eigenvalues as bars, those that speak for clusters in colour."""
+    shown = list(eigenvalues)[:12]
+    top = max([*shown, 1e-9])
+    bars = []
+    for i, value in enumerate(shown):
+        height = max(1.5, 90 * value / top)
+        kind = "bar-c" if i < clusters else "bar"
+        bars.append(
+            f'<rect class="{kind}" x="{30 + i * 22}" y="{100 - height:.1f}" width="15" height="{height:.1f}" rx="2">'
+            f"<title>λ{i + 1} = {value:.4f}</title></rect>"
+            f'<text x="{37.5 + i * 22}" y="113" text-anchor="middle">{i + 1}</text>'
+        )
+    axis = f'<text x="26" y="14" text-anchor="end">{top:.2f}</text><text x="26" y="103" text-anchor="end">0</text>'
+    line = '<line class="axis" x1="28" x2="296" y1="100" y2="100"/>'
+    label = f"Eigenvalues of the neighbour graph; the gap speaks for {clusters} cluster{'s' * (clusters != 1)}"
+    return f'<svg viewBox="0 0 300 118" role="img" aria-label="{label}">{line}{axis}{"".join(bars)}</svg>'
+
+
+def draw_map(x: Sequence[float], y: Sequence[float], groups: Sequence[int], names: Mapping[int, str]) -> str:
+    """Scatter of samples; ``groups``: -1 for the rest (drawn first, grey), else the number of a colour."""
+    points = np.column_stack([x, y]).astype(float)
+    if len(points) == 0:
+        return ""
+    order = np.argsort(np.asarray(groups), kind="stable")
+    if len(order) > _MOST_POINTS:
+        rest = order[np.asarray(groups)[order] < 0]
+        drop = np.random.default_rng(0).permutation(rest)[: len(order) - _MOST_POINTS]
+        order = order[~np.isin(order, drop)]
+    low, span = points.min(0), np.maximum(np.ptp(points, 0), 1e-9)
+    places = 8 + (points - low) / span * (284, 184)
+    dots = "".join(
+        f'<circle class="g{groups[i] % 6 if groups[i] >= 0 else "r"}" cx="{places[i, 0]:.1f}" cy="{places[i, 1]:.1f}" '
+        f'r="{2.6 if groups[i] >= 0 else 2}"/>'
+        for i in order
+    )
+    said = ", ".join(names.values()) or "no finding"
+    return f'<svg viewBox="0 0 300 200" role="img" aria-label="t-SNE map of the class, coloured: {escape(said)}">{dots}</svg>'
+
+
+def draw_effects(evidence: Sequence[Mapping[str, Any]]) -> str:
+    """One row a test: treated (dot), control (ring) and the 95 % interval of the effect (bar) on one axis."""
+    values = [v for e in evidence for v in (e["treated"], e["control"], *e["interval"], 0.0)]
+    low, high = min(values), max(values)
+    pad = 0.06 * (high - low or 1)
+    low, high = low - pad, high + pad
+
+    def at(value: float) -> float:
+        return 150 + 330 * (value - low) / (high - low)
+
+    rows = []
+    for i, e in enumerate(evidence):
+        y = 18 + 24 * i
+        ends = [at(v) for v in e["interval"]]
+        rows.append(
+            f'<text x="142" y="{y + 4}" text-anchor="end">{escape(e["test"])}</text>'
+            f'<line class="interval" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y}" y2="{y}"/>'
+            f'<circle class="control" cx="{at(e["control"]):.1f}" cy="{y}" r="4.5"/>'
+            f'<circle class="treated" cx="{at(e["treated"]):.1f}" cy="{y}" r="4.5"/>'
+        )
+    bottom = 18 + 24 * len(evidence)
+    zero = f'<line class="axis" x1="{at(0):.1f}" x2="{at(0):.1f}" y1="6" y2="{bottom - 8}"/>'
+    ticks = "".join(
+        f'<text x="{at(v):.1f}" y="{bottom + 6}" text-anchor="middle">{v:+.1f}</text>'
+        for v in (low + pad, high - pad)
+        if abs(at(v) - at(0)) > 24
+    )
+    ticks += f'<text x="{at(0):.1f}" y="{bottom + 6}" text-anchor="middle">0</text>'
+    label = "Change of the score by each test, with its control and the interval of the difference"
+    return (
+        f'<svg class="effects" viewBox="0 0 490 {bottom + 12}" role="img" aria-label="{label}">'
+        f"{zero}{''.join(rows)}{ticks}</svg>"
+    )

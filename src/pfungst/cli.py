@@ -1,0 +1,271 @@
+"""The command line: demo, audit, explain, report.  Flags come from the settings table; errors are one message."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pfungst.errors import PfungstError
+from pfungst.settings import Settings
+
+_MODEL_HELP = """MODEL is one of
+
+\b
+  torchvision:resnet50        with its pretrained weights, or --weights FILE
+  timm:NAME                   the same
+  path/file.py:function       a function without arguments that returns an nn.Module
+  package.module:function     the same
+  FILE.pt2                    a torch.export program
+
+--weights takes .safetensors, or .pt/.pth with a state dict (pickled code is never run)."""
+
+
+def _flags(names: set[str] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """One option a row of the settings table."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for row in reversed(dataclasses.fields(Settings)):
+            if names is None or row.name in names:
+                function = click.option(f"--{row.name.replace('_', '-')}", row.name, **_option(row))(function)
+        return function
+
+    return decorate
+
+
+def _option(row: dataclasses.Field[Any]) -> dict[str, Any]:
+    meta = row.metadata
+    kind: Any = str
+    if meta["choices"]:
+        kind = click.Choice(list(meta["choices"]))
+    elif str(row.type).startswith("int"):
+        kind = int
+    elif str(row.type).startswith("float"):
+        kind = float
+    elif meta["many"]:
+        kind = _Numbers()
+    told = {"show_default": True} if row.default is not None else {}
+    return {"default": row.default, "type": kind, "help": meta["help"], **told}
+
+
+class _Numbers(click.ParamType):
+    """One number, or several separated by commas or blanks: "0.485,0.456,0.406"."""
+
+    name = "NUMBERS"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value is None or isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).replace(",", " ").split())
+        except ValueError:
+            return self.fail(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406", param, ctx)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="pfungst")
+def cli() -> None:
+    """Show what a trained vision model really looks at, find its systematic cheats, and prove or refute each.
+
+    \b
+    First time?           pfungst demo
+    Your model:           pfungst audit torchvision:resnet50 images/ --out runs/first
+    A few pictures:       pfungst explain torchvision:resnet50 dog.jpg --out maps
+    """
+
+
+@cli.command(
+    epilog="Example:  pfungst audit torchvision:resnet50 photos/ --out runs/photos --target predicted --limit 2000",
+    help="Audit MODEL on IMAGES: find groups of pictures that it recognises in a way of their own, and test each by "
+    "experiment.\n\nIMAGES is a folder with one subfolder a class, a flat folder, or a .csv/.parquet manifest with "
+    "the columns path and label (further columns are kept).\n\n" + _MODEL_HELP + "\n\nThe same command again goes on "
+    "where it was stopped.",
+)
+@click.argument("model")
+@click.argument("images", type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="Run folder; report.html and findings.json go there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON and nothing else.")
+@_flags()
+def audit(model: str, images: str, out: str, as_json: bool, **settings: Any) -> None:
+    from pfungst.pipeline import audit as run_audit
+
+    with _progress(quiet=as_json) as progress:
+        result = run_audit(model, images, out=out, progress=progress, **settings)
+    if as_json:
+        click.echo(json.dumps(result.run.read_json("findings.json"), indent=1))
+        return
+    _print_findings(result)
+
+
+@cli.command(
+    epilog="Example:  pfungst explain torchvision:resnet50 dog.jpg cat.jpg --out maps --targets predicted,tabby",
+    help="Write heatmaps, overlays and a sheet for each IMAGE (files or folders).\n\n" + _MODEL_HELP,
+)
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True, type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="Folder for the pictures and explanations.json.")
+@click.option(
+    "--targets",
+    default="predicted",
+    show_default=True,
+    help="What is explained, separated by commas: predicted, top3, class names or indices.",
+)
+@click.option("--topk", default=5, show_default=True, type=click.IntRange(1, 50), help="Predictions shown beside.")
+@click.option("--same-scale", is_flag=True, help="One colour scale for all pictures, so that they compare.")
+@click.option(
+    "--save",
+    default="none",
+    show_default=True,
+    type=click.Choice(["none", "npy", "safetensors"]),
+    help="Also save the relevance itself, (channels, height, width).",
+)
+@_flags({"weights", "size", "mean", "std", "channels", "classes", "preset", "batch_size", "device"})
+def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> None:
+    from pfungst.explain import explain as run_explain
+
+    options["targets"] = [part.strip() for part in options["targets"].split(",") if part.strip()]
+    with _progress() as progress:
+        found = run_explain(
+            model,
+            [Path(image) for image in images],
+            Path(out),
+            progress=lambda done, total: progress("explaining", done, total),
+            **options,
+        )
+    _print_explanations(found, Path(out))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False))
+def report(run: str) -> None:
+    """Write RUN/report.html again from the run's stored results: one file, no network."""
+    from pfungst.reports import write_report
+    from pfungst.store import Run
+
+    click.echo(f"Report: {write_report(Run(run))}")
+
+
+@cli.command()
+@click.option("--out", default="pfungst-demo", show_default=True, type=click.Path(), help="Folder of the demo.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Another seed, another data set.")
+@click.option("--clean-twin/--no-clean-twin", default=True, show_default=True, help="Also audit data without cues.")
+def demo(out: str, seed: int, clean_twin: bool) -> None:
+    """Plant three cheats in a data set, train a network on it, audit it, and say what was found and what was missed.
+
+    Needs no download and no GPU.  The data are scikit-learn's scanned digits as noisy colour pictures; the planted
+    cues are a border, a source tag and a coloured disc that moves.  A clean twin of the data, with a network of its
+    own, must yield no confirmed finding.
+    """
+    from pfungst.demo import run_demo
+
+    with _progress() as progress:
+        results = run_demo(Path(out), seed=seed, clean_twin=clean_twin, progress=progress)
+    _print_demo(results)
+
+
+@contextmanager
+def _progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar a stage, with the time left, on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bars:
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield tell
+
+
+_STYLES = {"confirmed": "bold red", "refuted": "green", "open": "yellow"}
+
+
+def _findings_table(findings: list[Any], title: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", expand=False)
+    for name in ("finding", "verdict", "class", "pictures", "place", "cut", "paste", "corrected p"):
+        table.add_column(name, justify="right" if name in ("pictures", "cut", "paste", "corrected p") else "left")
+    for one in findings:
+        tests = {e["test"]: e for e in one.evidence}
+        pasted = tests.get("paste:same place")
+        table.add_row(
+            one.id,
+            f"[{_STYLES[one.verdict]}]{one.verdict}[/]",
+            one.record["class"],
+            f"{one.size} ({one.prevalence:.0%})",
+            one.where["place"],
+            f"{tests['cut:colour']['effect']:+.1f}",
+            f"{pasted['effect']:+.1f}, flips {pasted['flips']:.0%}" if pasted else "-",
+            f"{one.p:.2g}",
+        )
+    return table
+
+
+def _print_findings(result: Any, title: str = "Findings, most suspicious first") -> None:
+    from rich.console import Console
+
+    console = Console()
+    findings = result.findings
+    if findings:
+        console.print(_findings_table(findings, title))
+        console.print("cut, paste: effect on the class's score beyond the matched control", style="dim")
+    else:
+        console.print("Nothing found with these settings. (That is no proof that there is no bias.)")
+    console.print(f"Report: {result.report}", soft_wrap=True, highlight=False)
+
+
+def _print_explanations(found: list[Any], out: Path) -> None:
+    from rich.console import Console
+
+    console = Console()
+    skipped = [one for one in found if getattr(one, "skipped", "")]
+    console.print(f"{len(found) - len(skipped)} pictures explained in {out}", soft_wrap=True, highlight=False)
+    for one in skipped:
+        console.print(f"  skipped {one.path}: {one.skipped}", style="yellow", soft_wrap=True, highlight=False)
+
+
+def _print_demo(results: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print()
+    _print_findings(results.audit, "What the audit found (it was told nothing of the cues)")
+    console.print()
+    for line in results.lines():
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Entry point: an error of ours is printed as one message, without a traceback, and the exit code is 1."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("\nStopped. The same command again goes on from here.", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("\nStopped. The same command again goes on from here.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except PfungstError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

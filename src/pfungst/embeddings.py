@@ -1,0 +1,30 @@
+"""Vectors -> two coordinates for the eye (t-SNE).  Distances in the picture prove nothing; verdicts do."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MOST = 3000  # samples; more are thinned out, the rest is placed by its neighbours
+
+
+def embed(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
+    """t-SNE of (n, d) vectors, (n, 2): deterministic, started from the principal components.
+
+    Of more than ``MOST`` samples a random part is embedded and the others are placed beside it.
+    """
+    from openTSNE import TSNE
+
+    n = len(vectors)
+    if n < 8:
+        return np.column_stack([np.arange(n), np.zeros(n)]).astype(float)
+    data = np.ascontiguousarray(vectors, dtype=np.float64)
+    tsne = TSNE(perplexity=min(30, (n - 1) / 3), initialization="pca", random_state=seed, n_jobs=1, negative_gradient_method="bh")
+    if n <= MOST:
+        return np.asarray(tsne.fit(data))
+    chosen = np.random.default_rng(seed).permutation(n)[:MOST]
+    rest = np.setdiff1d(np.arange(n), chosen)
+    embedding = tsne.fit(data[chosen])
+    result = np.empty((n, 2))
+    result[chosen] = embedding
+    result[rest] = embedding.transform(data[rest])
+    return result

@@ -1,0 +1,379 @@
+"""Findings -> verdicts: change the pictures, ask the model again, beside a matched control.
+
+cut      (necessity) the region of members goes to noise, to the colours around it, or is exchanged for the same
+         place of members of the class outside the group.  Control: the same change in a region of the same size and
+         shape where relevance is not.
+paste    (sufficiency) the region of a member is put on pictures of other classes.  Two controls: the same place, cut
+         from members of the class outside the group; and the core of the ordinary evidence of such members: where
+         their relevance is strongest, up to half of all their positive relevance or the region's own area.  A region
+         that says no more for the class than that is no finding.
+borders  (the talk's test, for regions along the border) to noise, to one constant colour, to a random colour each.
+         Control: a frame as wide, further inside.
+
+Effect = treated change minus control change of the class's logit (and probability, and decisions).  Each with a paired
+bootstrap interval and a sign-flip permutation p.  The region is chosen on one part of the members ("design"), the
+effects are measured on the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfungst.regions import (
+    Direction,
+    Laboratory,
+    Region,
+    layer_cue_maps,
+    control_masks,
+    mask_core,
+    mask_strongest,
+    pixel_cue_maps,
+    smooth_maps,
+    touches_border,
+)
+
+AREAS = (0.02, 0.04, 0.08, 0.16, 0.32)
+# Noise is evidence of its own kind to a network, the more the greater the region: it is reported, it does not decide.
+REQUIRED = ("cut:colour", "cut:exchange", "paste:same place")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One test.  Changes are means over its n pictures, in units of the logit unless said otherwise.
+
+    treated, control   change of the class's logit by the treatment and by its control
+    effect, interval   their difference and its 95 % bootstrap interval
+    p                  two-sided sign-flip permutation p of the difference
+    probability        difference of the change in the class's probability
+    flips, control_flips  share of pictures whose decision changes: away from the class (cut), to it (paste)
+    """
+
+    test: str
+    n: int
+    treated: float
+    control: float
+    effect: float
+    interval: tuple[float, float]
+    p: float
+    probability: float
+    flips: float
+    control_flips: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the experiments say: confirmed, refuted or open.
+
+    p        greatest p of the required tests, after Holm's correction over the findings of the run
+    distance mean logit of members less that of other classes: the way that evidence has to go
+    reason   the rule that decided, in words
+    """
+
+    verdict: str
+    p: float
+    distance: float
+    region: Region
+    evidence: tuple[Evidence, ...]
+    reason: str
+
+
+def compare(test: str, treated: np.ndarray, control: np.ndarray, decisions: tuple[np.ndarray, ...], seed: int) -> Evidence:
+    """Evidence from paired changes (n, 2): column 0 logit, column 1 probability; ``decisions``: flipped or not."""
+    difference = (treated - control)[:, 0]
+    n = len(difference)
+    rng = np.random.default_rng(seed)
+    means = difference[rng.integers(0, n, (2000, n))].mean(1)
+    flipped = np.abs((rng.integers(0, 2, (4999, n)) * 2 - 1) @ difference) / n
+    p = (1 + int((flipped >= abs(difference.mean()) - 1e-12).sum())) / 5000
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Evidence(
+        test=test,
+        n=n,
+        treated=float(treated[:, 0].mean()),
+        control=float(control[:, 0].mean()),
+        effect=float(difference.mean()),
+        interval=(float(low), float(high)),
+        p=float(p),
+        probability=float((treated - control)[:, 1].mean()),
+        flips=float(decisions[0].mean()),
+        control_flips=float(decisions[1].mean()),
+    )
+
+
+# ---- changes of pictures ---------------------------------------------------------------------------------------------
+
+
+def fill_noise(inputs: Tensor, masks: Tensor, low: Tensor, high: Tensor, seed: int) -> Tensor:
+    """The masked pixels become uniform noise between the channel's smallest and greatest value."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(inputs.shape, generator=generator).to(inputs)
+    noise = low[:, None, None] + noise * (high - low)[:, None, None]
+    return torch.where(masks[:, None], noise, inputs)
+
+
+def fill_colour(inputs: Tensor, masks: Tensor) -> Tensor:
+    """The masked pixels take the smoothed colours of what lies around the mask."""
+    keep = (~masks).to(inputs.dtype)
+    height, width = inputs.shape[2:]
+    filled = torch.zeros_like(inputs)
+    missing = torch.ones_like(keep)
+    for sigma in (max(height, width) / 24, max(height, width) / 6, float(max(height, width))):
+        weight = smooth_maps(keep, sigma)
+        colours = [smooth_maps(inputs[:, c] * keep, sigma) for c in range(inputs.shape[1])]
+        usable = ((weight > 0.05) & (missing > 0)).to(inputs.dtype)
+        filled = filled + usable[:, None] * torch.stack(colours, 1) / weight.clamp(min=1e-6)[:, None]
+        missing = missing * (1 - usable)
+    return torch.where(masks[:, None], filled, inputs)
+
+
+def paste(donors: Tensor, receivers: Tensor, masks: Tensor) -> Tensor:
+    """The masked pixels of the donors on the receivers, all (m, C, H, W)."""
+    return torch.where(masks[:, None], donors, receivers)
+
+
+def frame_mask(height: int, width: int, inner: int, outer: int) -> Tensor:
+    """(H, W) bool: the frame between ``outer`` and ``inner`` pixels from the border."""
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[outer : height - outer, outer : width - outer] = True
+    mask[inner : height - inner, inner : width - inner] = False
+    return mask
+
+
+# ---- one finding ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some pictures of one role, with all that the tests need of them."""
+
+    inputs: Tensor
+    pixels: Tensor  # (m, H, W) relevance of the class
+    cues: dict[str, Tensor]  # source -> (m, H, W) cue maps
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Samples:
+        index = torch.as_tensor(np.asarray(rows), dtype=torch.long)
+        return Samples(self.inputs[index], self.pixels[index], {k: v[index] for k, v in self.cues.items()})
+
+
+@dataclass(frozen=True)
+class Case:
+    """A finding in the laboratory.
+
+    target      the class, as an index of the model's outputs
+    directions  what tells the group apart, by layer
+    members, others, outsiders  row numbers of the data set: the group; its class outside the group; other classes
+    """
+
+    target: int
+    directions: tuple[Direction, ...]
+    members: np.ndarray
+    others: np.ndarray
+    outsiders: np.ndarray
+
+
+def examine(lab: Laboratory, case: Case, *, most: int = 48, min_share: float = 0.1, seed: int = 0) -> Verdict:
+    """All tests of one finding.  The verdict's p is not yet corrected; see ``correct``.
+
+    most       pictures of each role at the most
+    min_share  the least part of the way from other classes to the members that a cue's paste must bring, beyond its
+               controls, to be confirmed; below it with certainty, it is refuted
+    """
+    rng = np.random.default_rng([seed, case.target, len(case.members)])
+    picked = [rng.permutation(rows)[:most] for rows in (case.members, case.others, case.outsiders)]
+    members, others = observe(lab, case, picked[0], picked[1])
+    outsiders = lab.load(picked[2].tolist())
+    reference = lab.ask(outsiders if len(outsiders) else others.inputs)
+    distance = float(lab.ask(members.inputs)[:, case.target].mean() - reference[:, case.target].mean())
+    design, test = np.array_split(np.arange(len(members.inputs)), [max(4, len(members.inputs) // 3)])
+    region = _choose_region(lab, case.target, members.take(design), others, outsiders, rng)
+    group = members.take(test)
+    evidence = [*_test_cuts(lab, case.target, group, others, region, rng, seed)]
+    if len(outsiders):
+        evidence += _test_pastes(lab, case.target, group, others, (outsiders, reference), region, rng, seed)
+    if region.mask is not None and touches_border(region.mask):
+        evidence += _test_borders(lab, case.target, group, region, seed)
+    return judge(Verdict("open", 1.0, distance, region, tuple(evidence), ""), min_share)
+
+
+def observe(lab: Laboratory, case: Case, members: np.ndarray, others: np.ndarray) -> tuple[Samples, Samples]:
+    """Pictures and cue maps of the group and of the rest of its class."""
+    layers = [direction.layer for direction in case.directions]
+    inputs = [lab.load(rows.tolist()) for rows in (members, others)]
+    size = (int(inputs[0].shape[2]), int(inputs[0].shape[3]))
+    explained = [lab.explain(x, case.target, layers) for x in inputs]
+    result = []
+    for x, (pixels, relevance) in zip(inputs, explained, strict=True):
+        cues = {"pixels": pixel_cue_maps(pixels, explained[1][0])}
+        for direction in case.directions:
+            cues[direction.layer] = layer_cue_maps(relevance[direction.layer], direction, size)
+        result.append(Samples(x, pixels, cues))
+    return result[0], result[1]
+
+
+def _choose_region(
+    lab: Laboratory, target: int, design: Samples, others: Samples, outsiders: Tensor, rng: np.random.Generator
+) -> Region:
+    """The smallest region whose paste brings at least three quarters of the greatest effect beyond the same place.
+
+    Without pictures of other classes it is pasted on the rest of the group's own class.
+    """
+    regions = []
+    for area in AREAS:
+        for source, cue in design.cues.items():
+            regions.append(Region("fixed", source, area, mask_strongest(cue.mean(0, keepdim=True), area)[0]))
+            if source != "pixels":
+                regions.append(Region("moving", source, area))
+    if not len(outsiders):
+        outsiders = others.inputs
+    pairs = min(24, len(outsiders))
+    donors = np.resize(np.arange(len(design.inputs)), pairs)
+    rivals = rng.integers(0, len(others.inputs), pairs)
+    receivers = outsiders[:pairs]
+    gains = []
+    for region in regions:
+        masks = region.masks(design.cues)[donors]
+        own = lab.ask(paste(design.inputs[donors], receivers, masks))[:, target]
+        same = lab.ask(paste(others.inputs[rivals], receivers, masks))[:, target]
+        gains.append(float((own - same).mean()))
+    enough = 0.75 * max(gains)
+    fit = [i for i, gain in enumerate(gains) if gain >= enough]
+    return regions[min(fit, key=lambda i: (regions[i].area, -gains[i]))]
+
+
+def _changes(lab: Laboratory, changed: Tensor, before: Tensor, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Changes (m, 2) of logit and probability, and the decisions after (m,)."""
+    after = lab.ask(changed)
+    logit = after[:, target] - before[:, target]
+    probability = after.softmax(1)[:, target] - before.softmax(1)[:, target]
+    return torch.stack([logit, probability], 1).cpu().numpy(), after.argmax(1).cpu().numpy()
+
+
+def _test_masks(
+    lab: Laboratory,
+    target: int,
+    inputs: Tensor,
+    tests: Mapping[str, Callable[[Tensor], Tensor]],
+    masks: tuple[Tensor, Tensor],
+    seed: int,
+) -> Iterable[Evidence]:
+    """Each change of the masked pixels, treated (first masks) against control (second)."""
+    before = lab.ask(inputs)
+    was = before.argmax(1).cpu().numpy() == target
+    for name, change in tests.items():
+        (treated, after), (control, after_control) = (_changes(lab, change(m), before, target) for m in masks)
+        flips = was & (after != target), was & (after_control != target)
+        yield compare(name, treated, control, flips, seed)
+
+
+def _test_cuts(
+    lab: Laboratory,
+    target: int,
+    group: Samples,
+    others: Samples,
+    region: Region,
+    rng: np.random.Generator,
+    seed: int,
+) -> Iterable[Evidence]:
+    masks = region.masks(group.cues)
+    rivals = others.inputs[torch.as_tensor(rng.permutation(np.resize(np.arange(len(others.inputs)), len(masks))))]
+    tests = {
+        "cut:noise": lambda m: fill_noise(group.inputs, m, lab.low, lab.high, seed),
+        "cut:colour": lambda m: fill_colour(group.inputs, m),
+        "cut:exchange": lambda m: paste(rivals, group.inputs, m),
+    }
+    return _test_masks(lab, target, group.inputs, tests, (masks, control_masks(masks, group.pixels)), seed)
+
+
+def _test_borders(lab: Laboratory, target: int, group: Samples, region: Region, seed: int) -> Iterable[Evidence]:
+    height, width = group.inputs.shape[2:]
+    thickness = max(1, round(min(height, width) * (1 - (1 - min(region.area, 0.5)) ** 0.5) / 2))
+    frames = tuple(
+        frame_mask(height, width, inner, outer).to(group.inputs.device).expand(len(group.inputs), -1, -1)
+        for inner, outer in ((thickness, 0), (2 * thickness, thickness))
+    )
+    generator = torch.Generator().manual_seed(seed)
+    each = torch.rand((len(group.inputs), len(lab.low), 1, 1), generator=generator).to(group.inputs)
+    span = (lab.high - lab.low)[:, None, None]
+
+    def constant(colour: Tensor, masks: Tensor) -> Tensor:
+        return torch.where(masks[:, None], (lab.low[:, None, None] + colour * span).expand_as(group.inputs), group.inputs)
+
+    tests = {
+        "borders:noise": lambda m: fill_noise(group.inputs, m, lab.low, lab.high, seed),
+        "borders:grey": lambda m: constant(torch.full_like(each, 0.5), m),
+        "borders:random colour": lambda m: constant(each, m),
+    }
+    return _test_masks(lab, target, group.inputs, tests, (frames[0], frames[1]), seed)
+
+
+def _test_pastes(
+    lab: Laboratory,
+    target: int,
+    group: Samples,
+    others: Samples,
+    outside: tuple[Tensor, Tensor],
+    region: Region,
+    rng: np.random.Generator,
+    seed: int,
+) -> Iterable[Evidence]:
+    receivers, before = outside
+    donors = np.resize(np.arange(len(group.inputs)), len(receivers))
+    rivals = rng.permutation(np.resize(np.arange(len(others.inputs)), len(receivers)))
+    masks = region.masks(group.cues)[donors]
+    treated, after = _changes(lab, paste(group.inputs[donors], receivers, masks), before, target)
+    strongest = mask_core(smooth_maps(others.pixels, max(others.pixels.shape[1:]) / 40), region.area)
+    was = before.argmax(1).cpu().numpy() == target
+    controls = {
+        "paste:same place": masks,
+        "paste:ordinary evidence": strongest[rivals],
+    }
+    for name, chosen in controls.items():
+        control, after_control = _changes(lab, paste(others.inputs[rivals], receivers, chosen), before, target)
+        flips = ~was & (after == target), ~was & (after_control == target)
+        yield compare(name, treated, control, flips, seed)
+
+
+# ---- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def judge(verdict: Verdict, min_share: float, p: float | None = None, alpha: float = 0.05) -> Verdict:
+    """The verdict by rule: see ``reason`` of the result.  ``p`` is the corrected p, where there is one."""
+    tests = {evidence.test: evidence for evidence in verdict.evidence}
+    if any(name not in tests for name in REQUIRED):
+        return replace(verdict, verdict="open", reason="there are no pictures of other classes to paste on")
+    needed = [tests[name] for name in REQUIRED]
+    signs = [-1 if evidence.test.startswith("cut") else 1 for evidence in needed]
+    p = max(evidence.p for evidence in needed) if p is None else p
+    least = min_share * max(verdict.distance, 0)
+    for evidence, sign in zip(needed, signs, strict=True):
+        most = max(sign * end for end in evidence.interval)
+        if most < least:
+            reason = f"{evidence.test}: at most {most:+.2f} in favour, {least:.2f} is the least that counts"
+            return replace(verdict, verdict="refuted", p=p, reason=reason)
+    ordinary = tests["paste:ordinary evidence"]
+    if ordinary.interval[1] < 0:
+        reason = f"pasted, the region says less for the class than its ordinary evidence ({ordinary.effect:+.2f})"
+        return replace(verdict, verdict="refuted", p=p, reason=reason)
+    weak = [e.test for e, sign in zip(needed, signs, strict=True) if sign * e.effect < least]
+    weak += [ordinary.test] if ordinary.effect <= 0 else []
+    if p <= alpha and not weak:
+        reason = f"cut and paste both work, beyond every control (corrected p = {p:.2g})"
+        return replace(verdict, verdict="confirmed", p=p, reason=reason)
+    reason = f"corrected p = {p:.2g}" + (f"; effect too small to count in {', '.join(weak)}" if weak else "")
+    return replace(verdict, verdict="open", p=p, reason=reason)
+
+
+def correct(verdicts: Sequence[Verdict], min_share: float, alpha: float = 0.05) -> list[Verdict]:
+    """The verdicts with Holm's correction over all of them: a run's chance of one false confirmation is at most alpha."""
+    raw = np.array([max(e.p for e in verdict.evidence if e.test in REQUIRED) for verdict in verdicts] or [])
+    corrected = np.empty(len(raw))
+    running = 0.0
+    for rank, i in enumerate(np.argsort(raw, kind="stable")):
+        running = max(running, min(1.0, float(raw[i]) * (len(raw) - rank)))
+        corrected[i] = running
+    return [judge(verdict, min_share, float(p), alpha) for verdict, p in zip(verdicts, corrected, strict=True)]

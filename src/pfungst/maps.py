@@ -1,0 +1,228 @@
+"""Model + images -> relevance maps, pooled and kept for every sample (the first arrow of the story)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfungst.domains.image import ImageData, Preprocess, load_batch
+from pfungst.errors import DataError, ModelError, PfungstError
+from pfungst.lrp import LRP
+from pfungst.models import LoadedModel
+from pfungst.settings import Settings
+from pfungst.store import BLOCK, Run
+from pfungst.vectors import choose_layers, pool_channels, pool_maps
+
+Progress = Callable[[str, int, int], None]
+NOT_READ, READ = 0, 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an audit is about: model, data and settings, ready to use.
+
+    mode     ``label`` or ``predicted``: whose score is explained
+    only     index of the one class that is audited, or None for all
+    layers   the layers whose channels are looked at
+    classes  name of every output
+    """
+
+    model: LoadedModel
+    data: ImageData
+    settings: Settings
+    lrp: LRP
+    preprocess: Preprocess
+    mode: str
+    only: int | None
+    layers: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    def load(self, rows: Any) -> Tensor:
+        """Model inputs of these samples, on the device; they must have been readable before."""
+        if len(rows) == 0:
+            return torch.empty(0, *self.preprocess.shape, device=self.settings.device)
+        inputs, _, skipped = load_batch(self.data, rows, self.preprocess, self.settings.workers)
+        if skipped:
+            row, reason = next(iter(skipped.items()))
+            raise DataError(
+                f"{self.data.ids[row]} could be read before and now cannot: {reason}", "restore the file"
+            )
+        return inputs.to(self.settings.device)
+
+
+def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
+    """Try the model on the first readable picture and settle what follows from that; errors say what to mend."""
+    preprocess = model.preprocess
+    if preprocess is None:
+        raise ModelError("the model does not say how pictures are prepared", "give --size, --mean and --std")
+    if preprocess.low is None:
+        preprocess = _measured(data, preprocess, settings)
+    low, high = (bound[None, :, None, None].to(settings.device) for bound in (preprocess.low, preprocess.high))
+    lrp = LRP(model.module, settings.preset, bounds=(low, high))
+    first = _first_readable(data, preprocess).to(settings.device)
+    try:
+        trace = lrp.trace(first)
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise ModelError(
+            f"the model cannot take an input of shape {tuple(first.shape)}: {str(error).splitlines()[0]}",
+            "check --size and --channels (L is one grey channel), and --mean/--std with one value a channel",
+        ) from None
+    if not bool(torch.isfinite(trace.output).all()):
+        raise ModelError(
+            "the model returns NaN or infinity for the first picture",
+            "check the weights, and that --mean and --std are those of its training",
+        )
+    outputs = trace.output.shape[1]
+    classes = _class_names(model, data, outputs)
+    mode, only = _target(settings.target, data, classes)
+    return Subject(
+        model, data, settings, lrp, preprocess, mode, only, choose_layers(trace.steps, settings.layers), classes
+    )
+
+
+def _first_readable(data: ImageData, preprocess: Preprocess) -> Tensor:
+    reasons = []
+    for row in range(len(data)):
+        inputs, ok, skipped = load_batch(data, [row], preprocess)
+        if ok:
+            return inputs
+        reasons.append(f"{data.ids[row]}: {skipped[row]}")
+    raise DataError(
+        f"none of the {len(data)} pictures can be read, e.g. {reasons[0] if reasons else 'there is none'}",
+        "check the folder, or convert the pictures to PNG or JPEG",
+    )
+
+
+def _measured(data: ImageData, preprocess: Preprocess, settings: Settings) -> Preprocess:
+    """A custom preprocessing with the range of its values on the data, for noise and z^B."""
+    rows = np.random.default_rng(settings.seed).permutation(len(data))[:64]
+    inputs, ok, _ = load_batch(data, rows.tolist(), preprocess, settings.workers)
+    if not ok:
+        inputs = _first_readable(data, preprocess)
+    return preprocess.measured(inputs.amin((0, 2, 3)), inputs.amax((0, 2, 3)))
+
+
+def _class_names(model: LoadedModel, data: ImageData, outputs: int) -> tuple[str, ...]:
+    names = model.classes or data.classes or tuple(str(i) for i in range(outputs))
+    if len(names) > outputs:
+        raise ModelError(
+            f"there are {len(names)} classes ({', '.join(names[:4])}, ...), but the model has {outputs} outputs",
+            "give --classes FILE with the model's own class names, or remove folders that are no classes",
+        )
+    if model.classes is None and data.classes and len(names) < outputs:
+        raise ModelError(
+            f"the model has {outputs} outputs, but the data name {len(names)} classes: which is which is not known",
+            "give --classes FILE with the model's class names, one a line, in the order of its outputs",
+        )
+    return names + tuple(f"output {i}" for i in range(len(names), outputs))
+
+
+def _target(target: str, data: ImageData, classes: tuple[str, ...]) -> tuple[str, int | None]:
+    labelled = bool((data.labels >= 0).any())
+    if target == "auto":
+        return ("label" if labelled else "predicted"), None
+    if target == "label" and not labelled:
+        raise DataError(
+            "the pictures have no labels", "use --target predicted, or one subfolder a class, or a manifest"
+        )
+    if target in ("label", "predicted"):
+        return target, None
+    if target not in classes:
+        raise DataError(
+            f"--target {target!r} is no class", f"it is label, predicted, or one of {', '.join(classes[:12])}"
+        )
+    return ("label" if labelled else "predicted"), classes.index(target)
+
+
+def limit_data(data: ImageData, settings: Settings) -> ImageData:
+    """At most ``settings.limit`` pictures, drawn evenly from the classes, in their order."""
+    if settings.limit is None or settings.limit >= len(data):
+        return data
+    rng = np.random.default_rng(settings.seed)
+    rank = np.empty(len(data))
+    for label in np.unique(data.labels):
+        rows = np.flatnonzero(data.labels == label)
+        rank[rng.permutation(rows)] = np.arange(len(rows))
+    return data.select(np.sort(np.argsort(rank, kind="stable")[: settings.limit]))
+
+
+def map_relevance(run: Run, subject: Subject, progress: Progress) -> None:
+    """Relevance of every picture, pooled, into ``pooled.zarr``; block by block, going on where it stopped."""
+    count = len(subject.data)
+    blocks = range((count + BLOCK - 1) // BLOCK)
+    done = set(run.blocks_done())
+    for block in blocks:
+        if block not in done:
+            rows = np.arange(block * BLOCK, min(count, (block + 1) * BLOCK))
+            arrays, skipped = _map_block(subject, rows, lambda m, start=rows[0]: progress("relevance", int(start) + m, count))
+            shapes = {name: (tuple(a.shape[1:]), str(a.dtype)) for name, a in arrays.items()}
+            run.create_arrays(count, shapes)
+            run.write_json(f"skipped/{block:06d}.json", {subject.data.ids[row]: why for row, why in skipped.items()})
+            run.write_block(block, arrays)
+        progress("relevance", min(count, (block + 1) * BLOCK), count)
+
+
+def _map_block(
+    subject: Subject, rows: np.ndarray, progress: Callable[[int], None]
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """All arrays of one block, rows of unreadable pictures left at zero."""
+    settings = subject.settings
+    arrays: dict[str, np.ndarray] = {}
+    skipped: dict[int, str] = {}
+    for start in range(0, len(rows), settings.batch_size):
+        batch = rows[start : start + settings.batch_size]
+        inputs, ok, bad = load_batch(subject.data, batch.tolist(), subject.preprocess, settings.workers)
+        skipped.update(bad)
+        if ok:
+            for name, values in explain_batch(subject, inputs, np.asarray(ok)).items():
+                if name not in arrays:
+                    arrays[name] = np.zeros((len(rows), *values.shape[1:]), values.dtype)
+                arrays[name][np.asarray(ok) - rows[0]] = values
+        progress(start + len(batch))
+    if not arrays:  # nothing readable in this block: the arrays' shapes come from the layers
+        empty = explain_batch(subject, _first_readable(subject.data, subject.preprocess), rows[:1])
+        arrays = {name: np.zeros((len(rows), *values.shape[1:]), values.dtype) for name, values in empty.items()}
+    return arrays, skipped
+
+
+def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """What is kept of a batch: predictions, the explained score, and relevance by place and by channel."""
+    try:
+        trace = subject.lrp.trace(inputs.to(subject.settings.device), layers=subject.layers)
+    except RuntimeError as error:
+        raise _device_error(error, subject.settings) from None
+    output = trace.output
+    prediction = output.argmax(1)
+    labels = torch.as_tensor(subject.data.labels[rows], device=output.device)
+    target = prediction if subject.mode == "predicted" else torch.where(labels >= 0, labels, prediction)
+    result = trace.relevance(target, last=True)
+    arrays = {
+        "where": pool_maps(result.scores, subject.settings.grid),
+        "explained": result.explained,
+        "absorbed": result.absorbed,
+        "target": target,
+        "prediction": prediction,
+        "probability": output.softmax(1).amax(1),
+        "target_probability": output.softmax(1).gather(1, target[:, None])[:, 0],
+        "status": torch.full_like(prediction, READ),
+    }
+    for layer in subject.layers:
+        arrays[f"what:{layer}"], arrays[f"strongest:{layer}"] = pool_channels(result.layers[layer])
+    wide = {"absorbed": np.float64, "target": np.int32, "prediction": np.int32, "status": np.uint8}
+    return {name: v.detach().cpu().numpy().astype(wide.get(name, np.float32)) for name, v in arrays.items()}
+
+
+def _device_error(error: RuntimeError, settings: Settings) -> Exception:
+    if "out of memory" in str(error).lower():
+        return ModelError(
+            f"out of memory on {settings.device} with {settings.batch_size} pictures at once",
+            "give a smaller --batch-size (and another --out)",
+        )
+    if isinstance(error, PfungstError):
+        return error
+    return ModelError(f"the model failed: {str(error).splitlines()[0]}", "try it on these pictures without pfungst")

@@ -1,0 +1,213 @@
+"""READ THIS FIRST: the whole story of an audit, from a model and a folder of images to proven findings.
+
+model + images -> relevance maps -> pooled vectors -> neighbour graph -> spectra -> findings -> verdicts -> report
+
+Every stage reads and writes the run folder, is recorded there when it is done, and is not done again; so an audit that
+was stopped goes on where it was.  No mathematics lives here.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pfungst.domains.image import ImageData, read_images
+from pfungst.errors import SettingError
+from pfungst.interventions import Verdict, correct, examine
+from pfungst.lrp import preset
+from pfungst.maps import Progress, Subject, limit_data, map_relevance, prepare
+from pfungst.models import LoadedModel, load_model
+from pfungst.reports import write_report
+from pfungst.settings import Settings
+from pfungst.store import Run
+from pfungst.strategies import find_strategies, rank_candidates, set_aside
+from pfungst.verdicts import make_case, make_laboratory, prove_findings
+
+
+def audit(
+    model: str | nn.Module | LoadedModel,
+    images: str | Path | ImageData,
+    *,
+    out: str | Path,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Audit:
+    """Find out what a model really looks at on these images, and prove it.
+
+    model     "torchvision:resnet50", "timm:NAME", "file.py:function", "package.module:function", "FILE.pt2", or a
+              module in eval mode
+    images    a folder (one subfolder a class, or flat) or a .csv/.parquet manifest
+    out       the run folder; an unfinished run of the same audit goes on where it stopped
+    settings  see ``Settings``; the same names as the command line's flags
+    progress  called with (stage, done, total)
+
+    Returns the ``Audit``; everything is in the run folder too.  Raises ``PfungstError`` with cause and remedy.
+    """
+    chosen = make_settings(settings)
+    tell = progress or (lambda stage, done, total: None)
+    run = Run(out)
+    with run.locked():
+        subject = open_subject(model, images, chosen)
+        run.begin(identity(subject, tell))
+        for stage, work in STAGES:
+            if run.stage(stage) is None:
+                work(run, subject, tell)
+                run.finish(stage)
+        write_report(run)
+    return Audit(run, subject)
+
+
+def make_settings(given: dict[str, Any]) -> Settings:
+    """Settings from keyword arguments; an unknown name is an error that lists the known ones."""
+    known = Settings.__dataclass_fields__
+    for name in given:
+        if name not in known:
+            raise SettingError(f"there is no setting {name!r}", f"the settings are {', '.join(known)}")
+    for name in ("mean", "std"):
+        if isinstance(given.get(name), int | float):
+            given = {**given, name: (float(given[name]),)}
+    return Settings(**given)
+
+
+def open_subject(model: str | nn.Module | LoadedModel, images: str | Path | ImageData, settings: Settings) -> Subject:
+    """Load model and data, check that they fit, and settle preprocessing, target and layers."""
+    if not isinstance(model, LoadedModel):
+        model = load_model(
+            model,
+            weights=settings.weights,
+            device=settings.device,
+            size=settings.size,
+            mean=settings.mean,
+            std=settings.std,
+            channels=settings.channels,
+            classes=settings.classes,
+        )
+    data = images if isinstance(images, ImageData) else read_images(images, model.classes)
+    return prepare(model, limit_data(data, settings), settings)
+
+
+def identity(subject: Subject, progress: Progress) -> dict[str, Any]:
+    """What makes two audits the same: model, data and settings, by content."""
+    data = subject.data
+    return {
+        "settings": subject.settings.record(),
+        "preset": preset(subject.settings.preset).describe(),
+        "model": {
+            "name": subject.model.name,
+            "digest": subject.model.digest,
+            "preprocess": subject.preprocess.describe(),
+            "layers": list(subject.layers),
+        },
+        "data": {
+            "root": str(data.root),
+            "samples": len(data),
+            "classes": list(subject.classes),
+            "target": subject.mode,
+            "notes": list(data.notes),
+            "digest": data.digest(lambda done, total: progress("reading", done, total)),
+        },
+        "versions": {name: _version(name) for name in ("pfungst", "torch", "numpy", "scikit-learn")}
+        | {"python": platform.python_version()},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
+    """``samples.parquet``: one row a sample, with everything that pandas or DuckDB users ask for."""
+    reasons = set_aside(run, subject)
+    findings = {row: f["id"] for f in run.read_json("findings.json")["findings"] for row in f["samples"]}
+    place = {
+        row: (entry["cluster"][i], entry["x"][i], entry["y"][i])
+        for path in sorted((run.path / "classes").glob("*.json"))
+        for entry in [run.read_json(f"classes/{path.name}")]
+        if "cluster" in entry
+        for i, row in enumerate(entry["rows"])
+    }
+    data, names = subject.data, subject.classes
+    spots = [place.get(row, (None, None, None)) for row in range(len(data))]
+    columns = {
+        "id": list(data.ids),
+        "path": [str(path) for path in data.paths],
+        "label": [names[label] if label >= 0 else None for label in data.labels],
+        "prediction": [names[index] for index in run.read_array("prediction")],
+        "probability": run.read_array("probability"),
+        "class": [names[index] for index in run.read_array("target")],
+        "score": run.read_array("explained"),
+        "absorbed": run.read_array("absorbed"),
+        "cluster": [spot[0] for spot in spots],
+        "x": [spot[1] for spot in spots],
+        "y": [spot[2] for spot in spots],
+        "finding": [findings.get(name) for name in data.ids],
+        "set_aside": reasons,
+    }
+    run.write_table("samples.parquet", columns)
+
+
+STAGES: tuple[tuple[str, Callable[[Run, Subject, Progress], None]], ...] = (
+    ("relevance", map_relevance),
+    ("strategies", find_strategies),
+    ("interventions", prove_findings),
+    ("samples", write_samples),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One entry of ``findings.json`` (``record``), with the way to test it again."""
+
+    record: dict[str, Any]
+    _audit: Audit
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in self.record:
+            raise AttributeError(name)
+        return self.record[name]
+
+    def __repr__(self) -> str:
+        return f"Finding({self.record['id']}, {self.record['verdict']}: {self.record['summary']})"
+
+    def confirm(self, seed: int | None = None) -> Verdict:
+        """Repeat the interventions with other random draws (another split, other partners, other noise)."""
+        run, subject = self._audit.run, self._audit.subject
+        candidates, _ = rank_candidates(run, subject)
+        case = make_case(run, subject, candidates[self.record["rank"] - 1])
+        settings = replace(subject.settings, seed=subject.settings.seed + 1 if seed is None else seed)
+        verdict = examine(
+            make_laboratory(subject), case, most=settings.samples, min_share=settings.min_share, seed=settings.seed
+        )
+        return correct([verdict], settings.min_share, settings.alpha)[0]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The result of an audit: its run folder, and its findings, most suspicious first."""
+
+    run: Run
+    subject: Subject
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [Finding(record, self) for record in self.run.read_json("findings.json")["findings"]]
+
+    @property
+    def report(self) -> Path:
+        """The self-contained HTML report."""
+        return self.run.path / "report.html"
+
+    def __repr__(self) -> str:
+        verdicts = [finding.verdict for finding in self.findings]
+        counts = {name: verdicts.count(name) for name in ("confirmed", "refuted", "open")}
+        return f"Audit({self.run.path}, {', '.join(f'{n} {name}' for name, n in counts.items())})"
+

@@ -1,0 +1,140 @@
+"""A run folder -> one self-contained HTML file: no network, no script, opens from disk, light and dark, prints.
+
+The report reads stored results only; it computes nothing that is not in the run folder.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pfungst.charts import draw_effects, draw_map, draw_spectrum
+from pfungst.errors import RunError
+from pfungst.store import Run
+from pfungst.strategies import read_strategies
+
+_CLASSES_SHOWN = 12
+_VERDICT_ORDER = {"confirmed": 0, "open": 1, "refuted": 2}
+
+
+def write_report(run: Run) -> Path:
+    """Write ``report.html`` into the run folder and return its path."""
+    import jinja2
+
+    if run.read_json("findings.json") is None:
+        raise RunError(f"{run.path} is not finished", "give the `pfungst audit` command again; it goes on")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pfungst"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    html = environment.get_template("report.html").render(**_content(run))
+    run.write_bytes("report.html", html.encode())
+    return run.path / "report.html"
+
+
+def _content(run: Run) -> dict[str, Any]:
+    """All that the template shows."""
+    description = run.describe()
+    content = run.read_json("findings.json")
+    findings = sorted(content["findings"], key=lambda f: (_VERDICT_ORDER[f["verdict"]], f["rank"]))
+    reasons = _set_aside(run)
+    counts = Counter(f["verdict"] for f in findings)
+    return {
+        "run": description,
+        "headline": _headline(counts),
+        "findings": [_finding(run, finding) for finding in findings],
+        "untested": content["untested"],
+        "counts": counts,
+        "classes": _classes(run, findings),
+        "class_count": sum(1 for _ in read_strategies(run)),
+        "set_aside": reasons,
+        "set_aside_total": sum(len(ids) for _, ids in reasons),
+        "settings": description["settings"],
+    }
+
+
+def _headline(counts: Counter[str]) -> str:
+    confirmed = counts["confirmed"]
+    if confirmed:
+        plural = "s" if confirmed > 1 else ""
+        return f"{confirmed} confirmed finding{plural}: the model uses {'these cues' if plural else 'this cue'}."
+    if counts:
+        return "Nothing confirmed with these settings."
+    return "Nothing found with these settings."
+
+
+def _image(run: Run, name: str) -> str:
+    data = base64.b64encode((run.path / name).read_bytes()).decode()
+    return f"data:image/png;base64,{data}"
+
+
+def _finding(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
+    folder = f"findings/{finding['id']}"
+    notes = run.read_json(f"{folder}/experiment.json") or {}
+    experiment = [
+        {"title": title, "src": _image(run, f"{folder}/{key}.png"), **notes[key]}
+        for key, title in (
+            ("member", "a member"),
+            ("cut", "region cut out"),
+            ("cut_control", "control cut out"),
+            ("foreign", "another class"),
+            ("paste", "region pasted"),
+            ("paste_control", "control pasted"),
+        )
+        if key in notes
+    ]
+    return {
+        **finding,
+        "mean_image": _image(run, f"{folder}/mean.png"),
+        "mask_image": _image(run, finding["where"]["mask"]),
+        "pictures": [
+            {"sample": e["sample"], "input": _image(run, e["input"]), "overlay": _image(run, e["overlay"])}
+            for e in finding["exemplars"]
+        ],
+        "experiment": experiment,
+        "chart": draw_effects(finding["evidence"]),
+    }
+
+
+def _classes(run: Run, findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Spectrum and map of the classes with findings, and of some others."""
+    by_class: dict[int, list[dict[str, Any]]] = {}
+    for finding in findings:
+        by_class.setdefault(finding["class_index"], []).append(finding)
+    shown: list[dict[str, Any]] = []
+    for entry in read_strategies(run):
+        own = by_class.get(entry["class_index"], [])
+        if not own and len(shown) >= _CLASSES_SHOWN:
+            continue
+        card: dict[str, Any] = {"name": entry["class"], "n": len(entry["rows"]), "note": entry.get("note", "")}
+        if "x" in entry:
+            members = {row: i for i, f in enumerate(own) for row in _rows_of(entry, f)}
+            groups = [members.get(row, -1) for row in entry["rows"]]
+            card["map"] = draw_map(entry["x"], entry["y"], groups, {i: f["id"] for i, f in enumerate(own)})
+            card["spectrum"] = draw_spectrum(entry["eigenvalues"], entry["clusters"])
+            card["p"], card["clusters"] = entry["p"], entry["clusters"]
+            card["legend"] = [{"number": i % 6, "id": f["id"], "verdict": f["verdict"]} for i, f in enumerate(own)]
+            card["best"] = max((g["suspicion"] for g in entry["groups"]), default=0.0)
+        card["has_finding"] = bool(own)
+        shown.append(card)
+    return sorted(shown, key=lambda card: not card["has_finding"])
+
+
+def _rows_of(entry: dict[str, Any], finding: dict[str, Any]) -> list[int]:
+    for group in entry["groups"]:
+        if group["suspicion"] == finding["suspicion"] and len(group["rows"]) == finding["size"]:
+            return group["rows"]  # type: ignore[no-any-return]
+    return []
+
+
+def _set_aside(run: Run) -> list[tuple[str, list[str]]]:
+    """Reasons why samples took no part in the clustering, each with its samples."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(run.path / "samples.parquet", columns=["id", "set_aside"]).to_pydict()
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in zip(table["id"], table["set_aside"], strict=True):
+        if reason:
+            by_reason.setdefault(reason, []).append(name)
+    return sorted(by_reason.items(), key=lambda item: -len(item[1]))

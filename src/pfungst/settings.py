@@ -1,0 +1,102 @@
+"""All settings of an audit in one table: name, default, range, help.
+
+The table makes the validation, the command line's flags with their help, and the record in the run folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pfungst.errors import SettingError
+from pfungst.lrp.presets import PRESETS
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] | None = None,
+    many: bool = False,
+    free: bool = False,
+    advanced: bool = False,
+) -> Any:
+    """A row: ``free`` settings change how fast a run is, not what comes out; ``many`` takes several values."""
+    row = {"help": help, "low": low, "high": high, "choices": choices, "many": many, "free": free, "advanced": advanced}
+    return dataclasses.field(default=default, metadata=row)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be set for an audit.  Raises SettingError where a value is out of its range."""
+
+    weights: str | None = _setting(None, "Weights of the model: .safetensors, or .pt/.pth with a state dict.")
+    size: int | None = _setting(None, "Side of the model's input in pixels. [default: the model's own]", low=1)
+    mean: tuple[float, ...] | None = _setting(
+        None, "Mean of each channel, of pixels in 0..1 (or 0..255). [default: the model's own]", many=True
+    )
+    std: tuple[float, ...] | None = _setting(
+        None, "Standard deviation of each channel. [default: the model's own]", many=True
+    )
+    channels: str | None = _setting(
+        None, "Order of the input's channels. [default: the model's own]", choices=("RGB", "BGR", "L")
+    )
+    classes: str | None = _setting(None, "Text file with the model's class names, one a line, in its order.")
+    preset: str = _setting("epsilon-plus", "Rules that share out relevance.", choices=tuple(PRESETS))
+    target: str = _setting(
+        "auto",
+        "Whose score is explained: 'label' (the picture's own class), 'predicted', or one class by name, which alone "
+        "is audited then. 'auto': label where there are labels, else predicted.",
+    )
+    batch_size: int = _setting(32, "Pictures asked at once.", low=1)
+    device: str = _setting("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
+    workers: int = _setting(2, "Threads that read pictures.", low=0, free=True)
+    seed: int = _setting(0, "Seed of everything random.", low=0)
+    limit: int | None = _setting(None, "Use at most so many pictures, spread over the classes.", low=2)
+    suspicion: float = _setting(
+        0.5, "Least suspicion (0..1) for a group to be tested; clean data stay below 0.5.", low=0, high=1
+    )
+    max_findings: int = _setting(12, "Test at most so many groups, the most suspicious ones.", low=1)
+    min_size: int = _setting(8, "Least number of pictures in a group.", low=4, advanced=True)
+    samples: int = _setting(48, "Pictures of each role in an intervention, at most.", low=8, advanced=True)
+    min_share: float = _setting(
+        0.1,
+        "Least effect that counts, as a share of the way from other classes' scores to the group's.",
+        low=0,
+        high=1,
+        advanced=True,
+    )
+    alpha: float = _setting(0.05, "Chance of a false confirmation in the run (Holm).", low=1e-4, high=0.5, advanced=True)
+    grid: int = _setting(20, "Relevance maps are pooled to a grid of this side.", low=4, high=64, advanced=True)
+    layers: int = _setting(4, "Layers whose channels are looked at.", low=1, high=16, advanced=True)
+    null_draws: int = _setting(19, "Null draws for the number of clusters.", low=0, high=999, advanced=True)
+    exemplars: int = _setting(6, "Example pictures a finding shows.", low=1, high=24, advanced=True)
+
+    def __post_init__(self) -> None:
+        for row in dataclasses.fields(self):
+            _check(row, getattr(self, row.name))
+
+    def record(self) -> dict[str, Any]:
+        """What decides the result, for the run folder; free settings are left out."""
+        return {
+            row.name: getattr(self, row.name) for row in dataclasses.fields(self) if not row.metadata["free"]
+        }
+
+
+def _check(row: dataclasses.Field[Any], value: Any) -> None:
+    if value is None:
+        if row.default is None:
+            return
+        raise SettingError(f"{row.name} is None", f"leave it out for the default {row.default!r}")
+    meta = row.metadata
+    if meta["choices"] and value not in meta["choices"]:
+        raise SettingError(f"{row.name} is {value!r}", f"it is one of {', '.join(meta['choices'])}")
+    for end, wrong in (("low", lambda v, e: v < e), ("high", lambda v, e: v > e)):
+        if meta[end] is not None and (isinstance(value, bool) or not isinstance(value, int | float) or wrong(value, meta[end])):
+            least = "" if meta["low"] is None else f"at least {meta['low']:g}"
+            most = "" if meta["high"] is None else f"at most {meta['high']:g}"
+            raise SettingError(f"{row.name} is {value!r}", f"it must be {' and '.join(filter(None, (least, most)))}")

@@ -1,0 +1,198 @@
+"""The run folder: settings, digests, arrays and tables of one audit, in open formats, resumable.
+
+Every file is written beside its place and renamed, so a reader or a killed process never sees half of one.  A stage
+that is done is recorded in ``run.json`` and never done again; a folder of another model, other data or other settings
+is refused with the difference named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfungst.errors import RunError
+
+VERSION = 1
+BLOCK = 256  # samples a chunk: the unit that is done or not done
+
+
+class Run:
+    """One run folder.  ``identity`` is what must be the same for the folder to be gone on with."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    # ---- identity and stages
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Create the folder, or make sure that it belongs to this model, data and settings."""
+        identity = json.loads(json.dumps(identity))  # tuples become lists, as they come back from the file
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            known = self.read_json("run.json")
+            if known is None:
+                if any(not name.name.startswith(".") for name in self.path.iterdir()):
+                    raise RunError(f"{self.path} is not empty and no run of pfungst", "give --out another folder")
+                self.write_json("run.json", {"version": VERSION, **identity, "stages": {}})
+                return
+        if known.get("version") != VERSION:
+            raise RunError(
+                f"{self.path} was written in format {known.get('version')}, this is format {VERSION}",
+                "give --out another folder",
+            )
+        differences = list(_differences(known, identity))
+        if differences:
+            raise RunError(
+                f"{self.path} belongs to another audit: " + "; ".join(differences[:4]),
+                "give --out another folder, or the settings that this run began with",
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Only one process may work on a run; the lock dies with the process, however it ends."""
+        import fcntl
+
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / ".lock").open("w")
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"another process works on {self.path}", "wait for it, or give another folder") from None
+            yield
+
+    def stage(self, name: str) -> dict[str, Any] | None:
+        """What a finished stage noted down, or None if it is not done."""
+        notes: dict[str, Any] | None = self.describe()["stages"].get(name)
+        return notes
+
+    def finish(self, name: str, **notes: Any) -> None:
+        """Record that a stage is done."""
+        description = self.describe()
+        description["stages"][name] = notes
+        self.write_json("run.json", description)
+
+    def describe(self) -> dict[str, Any]:
+        """The content of ``run.json``."""
+        description = self.read_json("run.json")
+        if description is None:
+            raise RunError(f"{self.path} is no run folder", "give the folder that `pfungst audit --out` wrote")
+        return description  # type: ignore[no-any-return]
+
+    # ---- files
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file of the run, None if there is none."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.path / name} is damaged: {error}", "give --out another folder") from None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file, whole or not at all."""
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all."""
+        target = self.path / name
+        beside = target.with_name(f".{target.name}.part")
+        with writing(self.path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+            beside.replace(target)
+
+    def write_table(self, name: str, columns: Mapping[str, Any]) -> None:
+        """Write a Parquet table from named columns of equal length."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.table(dict(columns)), buffer)
+        self.write_bytes(name, buffer.getvalue().to_pybytes())
+
+    # ---- arrays of all samples
+
+    def create_arrays(self, count: int, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+        """Make ``pooled.zarr`` with one array a name: (shape of one sample, dtype); existing arrays are kept."""
+        import zarr
+
+        with writing(self.path):
+            group = zarr.open_group(self.path / "pooled.zarr", mode="a")
+            for name, (shape, dtype) in shapes.items():
+                if name not in group:
+                    group.create_array(name, shape=(count, *shape), chunks=(BLOCK, *shape), dtype=dtype)
+
+    def write_block(self, block: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write the samples of one block and only then record it as done."""
+        import zarr
+
+        with writing(self.path):
+            group = zarr.open_group(self.path / "pooled.zarr", mode="r+")
+            for name, values in arrays.items():
+                group[name][block * BLOCK : block * BLOCK + len(values)] = values
+        done = self.blocks_done()
+        self.write_json("blocks.json", sorted({*done, block}))
+
+    def blocks_done(self) -> list[int]:
+        """Blocks that are complete."""
+        return self.read_json("blocks.json") or []
+
+    def read_array(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """Some rows of an array of ``pooled.zarr`` (all of them by default)."""
+        import zarr
+
+        array: Any = zarr.open_group(self.path / "pooled.zarr", mode="r")[name]
+        result: np.ndarray = np.asarray(array[:] if rows is None else array.oindex[rows])
+        return result
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusals to write into errors that say what to do."""
+    try:
+        yield
+    except PermissionError as error:
+        raise RunError(f"no permission to write {error.filename or path}", "give --out a folder of your own") from None
+    except (NotADirectoryError, FileExistsError):
+        raise RunError(f"{path} is a file, not a folder", "give --out a folder") from None
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {path}: {error.strerror or error}",
+            "free some space and give the same command again: what is finished is kept",
+        ) from None
+
+
+def _differences(known: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    for key, value in now.items():
+        before = known.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            yield from _differences(before, value, f"{at}{key}.")
+        elif value != before:
+            yield f"{at}{key} was {_short(before)}, is now {_short(value)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:18] + "..." + text[-18:]
+
+
+def _plain(value: Any) -> Any:
+    """NumPy numbers and arrays as JSON knows them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

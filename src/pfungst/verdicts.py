@@ -1,0 +1,263 @@
+"""Candidate groups -> findings with verdicts, in ``findings.json`` and one folder each, pictures included."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pfungst import heatmaps
+from pfungst.interventions import (
+    Case,
+    Evidence,
+    Verdict,
+    correct,
+    examine,
+    fill_colour,
+    observe,
+    paste,
+)
+from pfungst.maps import READ, Progress, Subject
+from pfungst.regions import Laboratory, Region, control_masks, find_direction
+from pfungst.store import Run
+from pfungst.strategies import Candidate, rank_candidates
+
+
+def make_laboratory(subject: Subject) -> Laboratory:
+    """The laboratory of an audit's model and data."""
+    low, high = subject.preprocess.low, subject.preprocess.high
+    assert low is not None
+    assert high is not None
+    device = subject.settings.device
+    return Laboratory(subject.lrp, subject.load, low.to(device), high.to(device), subject.settings.batch_size)
+
+
+def make_case(run: Run, subject: Subject, candidate: Candidate) -> Case:
+    """What the laboratory needs to know of a candidate."""
+    rows = np.sort(np.concatenate([candidate.members, candidate.others]))
+    inside = np.isin(rows, candidate.members)
+    directions = tuple(
+        find_direction(layer, run.read_array(f"what:{layer}", rows), inside) for layer in subject.layers
+    )
+    index = candidate.class_index
+    labels, prediction = subject.data.labels, run.read_array("prediction")
+    foreign = (labels != index) & (prediction != index) & (run.read_array("status") == READ)
+    return Case(index, directions, candidate.members, candidate.others, np.flatnonzero(foreign))
+
+
+def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
+    """Examine every candidate, one file each as soon as it is done; then Holm's correction and ``findings.json``."""
+    candidates, untested = rank_candidates(run, subject)
+    lab = make_laboratory(subject)
+    settings = subject.settings
+    verdicts, entries = [], []
+    for rank, candidate in enumerate(candidates, 1):
+        progress("interventions", rank - 1, len(candidates))
+        name = f"f{rank:03d}"
+        kept = run.read_json(f"findings/{name}/verdict.json")
+        if kept is None:
+            case = make_case(run, subject, candidate)
+            verdict = examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed)
+            pictures = _draw(run, subject, lab, case, verdict, name)
+            kept = {"verdict": _verdict_record(verdict), **pictures}
+            run.write_table(f"findings/{name}/interventions.parquet", _columns(verdict.evidence))
+            run.write_json(f"findings/{name}/verdict.json", kept)
+        verdicts.append(read_verdict(kept["verdict"]))
+        entries.append((name, candidate, kept))
+    progress("interventions", len(candidates), len(candidates))
+    final = correct(verdicts, settings.min_share, settings.alpha)
+    findings = [
+        _finding(run, subject, name, rank, candidate, kept, verdict)
+        for rank, ((name, candidate, kept), verdict) in enumerate(zip(entries, final, strict=True), 1)
+    ]
+    run.write_json("findings.json", {"version": 1, "untested": untested, "findings": findings})
+
+
+def _columns(evidence: tuple[Evidence, ...]) -> dict[str, list[Any]]:
+    records = [asdict(one) for one in evidence]
+    columns = {key: [record[key] for record in records] for key in records[0] if key != "interval"}
+    for i, end in enumerate(("interval_low", "interval_high")):
+        columns[end] = [one.interval[i] for one in evidence]
+    return columns
+
+
+def _verdict_record(verdict: Verdict) -> dict[str, Any]:
+    region = verdict.region
+    return {
+        "verdict": verdict.verdict,
+        "p": verdict.p,
+        "distance": verdict.distance,
+        "reason": verdict.reason,
+        "region": {"kind": region.kind, "source": region.source, "area": region.area},
+        "evidence": [asdict(one) for one in verdict.evidence],
+    }
+
+
+def read_verdict(record: dict[str, Any]) -> Verdict:
+    """A verdict from its record; the mask of a fixed region lies beside it as mask.png."""
+    evidence = tuple(Evidence(**{**one, "interval": tuple(one["interval"])}) for one in record["evidence"])
+    return Verdict(
+        record["verdict"], record["p"], record["distance"], Region(**record["region"]), evidence, record["reason"]
+    )
+
+
+# ---- what a person reads ---------------------------------------------------------------------------------------------
+
+
+def _finding(
+    run: Run, subject: Subject, name: str, rank: int, candidate: Candidate, kept: dict[str, Any], verdict: Verdict
+) -> dict[str, Any]:
+    """One entry of ``findings.json``."""
+    size, share = len(candidate.members), len(candidate.members) / (len(candidate.members) + len(candidate.others))
+    label = subject.classes[candidate.class_index]
+    place = kept["place"]
+    probability = run.read_array("target_probability")
+    return {
+        "id": name,
+        "rank": rank,
+        "class": label,
+        "class_index": candidate.class_index,
+        "size": size,
+        "prevalence": round(share, 4),
+        "suspicion": candidate.suspicion,
+        "views": list(candidate.views),
+        "where": {"kind": verdict.region.kind, "place": place, "box": kept["box"], "area": verdict.region.area,
+                  "source": verdict.region.source, "mask": f"findings/{name}/mask.png"},
+        "summary": _summary(verdict, label, size, size + len(candidate.others), place),
+        "verdict": verdict.verdict,
+        "p": verdict.p,
+        "reason": verdict.reason,
+        "distance": verdict.distance,
+        "probability": {
+            "members": float(probability[candidate.members].mean()),
+            "others": float(probability[candidate.others].mean()),
+        },
+        "evidence": [{**asdict(one), "interval": list(one.interval)} for one in verdict.evidence],
+        "exemplars": kept["exemplars"],
+        "samples": [subject.data.ids[row] for row in candidate.members],
+    }  # fmt: skip
+
+
+def _summary(verdict: Verdict, label: str, size: int, total: int, place: str) -> str:
+    tests = {one.test: one for one in verdict.evidence}
+    group = f"{size} of the {total} pictures recognised as {label!r}"
+    if verdict.verdict == "confirmed":
+        pasted = tests["paste:same place"]
+        return (
+            f"{group} are recognised by {place}: cut out, the score of {label!r} falls by "
+            f"{-tests['cut:colour'].treated:.1f}; pasted on pictures of other classes, it turns "
+            f"{pasted.flips:.0%} of them into {label!r} ({pasted.control_flips:.0%} with the control)."
+        )
+    if verdict.verdict == "refuted":
+        return f"{group} have a pattern of their own at {place}, but the model does not depend on it: {verdict.reason}."
+    return f"{group} have a pattern of their own at {place}; the experiments decide neither way: {verdict.reason}."
+
+
+def describe_place(mask: np.ndarray, kind: str) -> str:
+    """Where a mask (H, W) lies, in words."""
+    if kind == "moving":
+        return f"a detail that moves from picture to picture ({mask.mean():.0%} of the picture)"
+    height, width = mask.shape
+    edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    area = f"({mask.mean():.0%} of the picture)"
+    sides = {"top": mask[0], "bottom": mask[-1], "left": mask[:, 0], "right": mask[:, -1]}
+    inner = mask[height // 4 : -height // 4, width // 4 : -width // 4].mean()
+    if edge.mean() > 0.4 and inner < 0.2:
+        covered = [name for name, side in sides.items() if side.mean() > 0.4]
+        return f"the border {area}" if len(covered) >= 3 else f"the {' and '.join(covered)} border {area}"
+    rows, columns = np.nonzero(mask)
+    y, x = rows.mean() / height, columns.mean() / width
+    vertical = "top" if y < 0.38 else "bottom" if y > 0.62 else ""
+    horizontal = "left" if x < 0.38 else "right" if x > 0.62 else ""
+    name = " ".join(filter(None, (vertical, horizontal)))
+    return f"a region at the {name or 'centre'} {area}"
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+def _png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _pixels(subject: Subject, inputs: Tensor) -> np.ndarray:
+    """(m, H, W, 3) in 0..1 for display."""
+    return subject.preprocess.to_pixels(inputs.cpu()).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def _draw(run: Run, subject: Subject, lab: Laboratory, case: Case, verdict: Verdict, name: str) -> dict[str, Any]:
+    """Write the finding's pictures; return what the finding says of them."""
+    folder = f"findings/{name}"
+    members, others = typical_samples(run, subject, case)
+    group, rest = observe(lab, case, members, others)
+    region = _fixed_again(verdict.region, group.cues)
+    masks = region.masks(group.cues)
+    mask = masks[0] if region.kind == "fixed" else masks.float().mean(0) > 0.5
+    shown = masks[0] if region.kind == "fixed" else masks.float().mean(0)
+    run.write_bytes(f"{folder}/mask.png", _png((shown.float().cpu().numpy() * 255).astype(np.uint8)))
+    pixels = group.pixels.cpu().numpy()
+    enlarged = [heatmaps.enlarge(heatmaps.color(image), size=224) for image in (pixels.mean(0),)]
+    run.write_bytes(f"{folder}/mean.png", _png(enlarged[0]))
+    pictures = _pixels(subject, group.inputs)
+    exemplars = []
+    for i, row in enumerate(members[: subject.settings.exemplars]):
+        files = {"input": f"{folder}/exemplar_{i:02d}_input.png", "overlay": f"{folder}/exemplar_{i:02d}_overlay.png"}
+        run.write_bytes(files["input"], _png(heatmaps.enlarge((pictures[i] * 255).astype(np.uint8), size=224)))
+        run.write_bytes(files["overlay"], _png(heatmaps.enlarge(heatmaps.overlay(pictures[i], pixels[i]), size=224)))
+        exemplars.append({"sample": subject.data.ids[row], **files})
+    _draw_experiment(run, subject, lab, case, (group, rest), masks, folder)
+    each = masks[0] if region.kind == "moving" else mask
+    rows, columns = np.nonzero(each.cpu().numpy())
+    box = [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1] if len(rows) else []
+    place = describe_place(each.cpu().numpy(), region.kind)
+    return {"exemplars": exemplars, "place": place, "box": box if region.kind == "fixed" else None}
+
+
+def _fixed_again(region: Region, cues: dict[str, Tensor]) -> Region:
+    """The region with its mask; one that was read from a record gets it from the mean map again."""
+    if region.kind == "fixed" and region.mask is None:
+        from pfungst.regions import mask_strongest
+
+        return replace(region, mask=mask_strongest(cues[region.source].mean(0, keepdim=True), region.area)[0])
+    return region
+
+
+def typical_samples(run: Run, subject: Subject, case: Case, count: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """The members nearest to the middle of their group, nearest first, and as many of the rest of the class."""
+    vectors = run.read_array("where", case.members).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-30
+    order = np.argsort(-vectors @ vectors.mean(0), kind="stable")
+    rng = np.random.default_rng([subject.settings.seed, 1])
+    return case.members[order[:count]], rng.permutation(case.others)[:count]
+
+
+def _draw_experiment(
+    run: Run, subject: Subject, lab: Laboratory, case: Case, samples: tuple[Any, Any], masks: Tensor, folder: str
+) -> None:
+    """Before and after: a member with the region cut and with the control cut; a foreign picture with both pastes."""
+    group, rest = samples
+    rng = np.random.default_rng([subject.settings.seed, 2])
+    first = group.take([0])
+    steps = [first.inputs, fill_colour(first.inputs, masks[:1])]
+    steps.append(fill_colour(first.inputs, control_masks(masks[:1], first.pixels)))
+    if len(case.outsiders):
+        foreign = subject.load([int(rng.permutation(case.outsiders)[0])])
+        steps += [foreign, paste(first.inputs, foreign, masks[:1]), paste(rest.inputs[:1], foreign, masks[:1])]
+    asked = torch.cat(steps)
+    scores = lab.ask(asked)
+    names = ["member", "cut", "cut_control", "foreign", "paste", "paste_control"]
+    notes = {}
+    for key, picture, score in zip(names, _pixels(subject, asked), scores, strict=False):
+        run.write_bytes(f"{folder}/{key}.png", _png(heatmaps.enlarge((picture * 255).astype(np.uint8), size=224)))
+        notes[key] = {
+            "score": float(score[case.target]),
+            "decision": subject.classes[int(score.argmax())],
+        }
+    run.write_json(f"{folder}/experiment.json", notes)
