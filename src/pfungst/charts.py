@@ -52,21 +52,25 @@ def draw_map(x: Sequence[float], y: Sequence[float], groups: Sequence[int], name
 
 
 def draw_effects(evidence: Sequence[Mapping[str, Any]]) -> str:
-    """One row a test: treated (dot), control (ring) and the 95 % interval of the effect (bar) on one axis."""
-    values = [v for e in evidence for v in (e["treated"], e["control"], *e["interval"], 0.0)]
+    """One row a test: control (ring), treated (dot), and the effect's 95 % interval (bar) as seen from the ring.
+
+    A bar that does not reach its ring is an effect beyond chance.
+    """
+    bars = [[e["control"] + end for end in e["interval"]] for e in evidence]
+    values = [v for e, bar in zip(evidence, bars, strict=True) for v in (e["treated"], e["control"], *bar, 0.0)]
     low, high = min(values), max(values)
     pad = 0.06 * (high - low or 1)
     low, high = low - pad, high + pad
 
     def at(value: float) -> float:
-        return 150 + 330 * (value - low) / (high - low)
+        return 180 + 300 * (value - low) / (high - low)
 
     rows = []
     for i, e in enumerate(evidence):
         y = 18 + 24 * i
-        ends = [at(v) for v in e["interval"]]
+        ends = [at(v) for v in bars[i]]
         rows.append(
-            f'<text x="142" y="{y + 4}" text-anchor="end">{escape(e["test"])}</text>'
+            f'<text x="168" y="{y + 4}" text-anchor="end">{escape(e["test"])}</text>'
             f'<line class="interval" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y}" y2="{y}"/>'
             f'<circle class="control" cx="{at(e["control"]):.1f}" cy="{y}" r="4.5"/>'
             f'<circle class="treated" cx="{at(e["treated"]):.1f}" cy="{y}" r="4.5"/>'

@@ -196,21 +196,21 @@ _STYLES = {"confirmed": "bold red", "refuted": "green", "open": "yellow"}
 def _findings_table(findings: list[Any], title: str) -> Any:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", expand=False)
-    for name in ("finding", "verdict", "class", "pictures", "place", "cut", "paste", "corrected p"):
-        table.add_column(name, justify="right" if name in ("pictures", "cut", "paste", "corrected p") else "left")
+    table = Table(title=title, title_justify="left", caption_justify="left", show_lines=True)
+    for name in ("finding", "verdict", "what the model uses"):
+        table.add_column(name, no_wrap=name != "what the model uses")
+    for name in ("cut", "paste", "flips"):
+        table.add_column(name, justify="right", no_wrap=True)
     for one in findings:
         tests = {e["test"]: e for e in one.evidence}
         pasted = tests.get("paste:same place")
         table.add_row(
             one.id,
             f"[{_STYLES[one.verdict]}]{one.verdict}[/]",
-            one.record["class"],
-            f"{one.size} ({one.prevalence:.0%})",
-            one.where["place"],
+            f"class {one.record['class']}, {one.size} pictures ({one.prevalence:.0%}): {one.where['place']}",
             f"{tests['cut:colour']['effect']:+.1f}",
-            f"{pasted['effect']:+.1f}, flips {pasted['flips']:.0%}" if pasted else "-",
-            f"{one.p:.2g}",
+            f"{pasted['effect']:+.1f}" if pasted else "-",
+            f"{pasted['flips']:.0%}" if pasted else "-",
         )
     return table
 
@@ -222,7 +222,11 @@ def _print_findings(result: Any, title: str = "Findings, most suspicious first")
     findings = result.findings
     if findings:
         console.print(_findings_table(findings, title))
-        console.print("cut, paste: effect on the class's score beyond the matched control", style="dim")
+        console.print(
+            "cut, paste: effect on the class's score beyond the matched control; "
+            "flips: pictures of other classes that the paste turns into this class",
+            style="dim",
+        )
     else:
         console.print("Nothing found with these settings. (That is no proof that there is no bias.)")
     console.print(f"Report: {result.report}", soft_wrap=True, highlight=False)

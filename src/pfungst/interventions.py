@@ -166,11 +166,13 @@ class Case:
 
     target      the class, as an index of the model's outputs
     directions  what tells the group apart, by layer
+    view        the view in which the group is most separate
     members, others, outsiders  row numbers of the data set: the group; its class outside the group; other classes
     """
 
     target: int
     directions: tuple[Direction, ...]
+    view: str
     members: np.ndarray
     others: np.ndarray
     outsiders: np.ndarray

@@ -26,6 +26,7 @@ from pfungst.maps import READ, Progress, Subject
 from pfungst.regions import Laboratory, Region, control_masks, find_direction
 from pfungst.store import Run
 from pfungst.strategies import Candidate, rank_candidates
+from pfungst.vectors import unit_rows
 
 
 def make_laboratory(subject: Subject) -> Laboratory:
@@ -47,7 +48,7 @@ def make_case(run: Run, subject: Subject, candidate: Candidate) -> Case:
     index = candidate.class_index
     labels, prediction = subject.data.labels, run.read_array("prediction")
     foreign = (labels != index) & (prediction != index) & (run.read_array("status") == READ)
-    return Case(index, directions, candidate.members, candidate.others, np.flatnonzero(foreign))
+    return Case(index, directions, candidate.views[0], candidate.members, candidate.others, np.flatnonzero(foreign))
 
 
 def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
@@ -163,12 +164,12 @@ def describe_place(mask: np.ndarray, kind: str) -> str:
     if kind == "moving":
         return f"a detail that moves from picture to picture ({mask.mean():.0%} of the picture)"
     height, width = mask.shape
-    edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     area = f"({mask.mean():.0%} of the picture)"
-    sides = {"top": mask[0], "bottom": mask[-1], "left": mask[:, 0], "right": mask[:, -1]}
-    inner = mask[height // 4 : -height // 4, width // 4 : -width // 4].mean()
-    if edge.mean() > 0.4 and inner < 0.2:
-        covered = [name for name, side in sides.items() if side.mean() > 0.4]
+    rim = max(1, round(0.08 * min(height, width)))
+    sides = {"top": mask[:rim], "bottom": mask[-rim:], "left": mask[:, :rim], "right": mask[:, -rim:]}
+    inner = mask[height // 4 : height - height // 4, width // 4 : width - width // 4].mean()
+    covered = [name for name, side in sides.items() if side.mean() > 0.5]
+    if covered and inner < 0.2:
         return f"the border {area}" if len(covered) >= 3 else f"the {' and '.join(covered)} border {area}"
     rows, columns = np.nonzero(mask)
     y, x = rows.mean() / height, columns.mean() / width
@@ -230,10 +231,9 @@ def _fixed_again(region: Region, cues: dict[str, Tensor]) -> Region:
 
 
 def typical_samples(run: Run, subject: Subject, case: Case, count: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """The members nearest to the middle of their group, nearest first, and as many of the rest of the class."""
-    vectors = run.read_array("where", case.members).astype(np.float64)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-30
-    order = np.argsort(-vectors @ vectors.mean(0), kind="stable")
+    """The members most unlike the rest of their class, those first, and as many of the rest."""
+    inside, outside = (unit_rows(run.read_array(case.view, rows).astype(np.float64)) for rows in (case.members, case.others))
+    order = np.argsort(-inside @ (inside.mean(0) - outside.mean(0)), kind="stable")
     rng = np.random.default_rng([subject.settings.seed, 1])
     return case.members[order[:count]], rng.permutation(case.others)[:count]
 
