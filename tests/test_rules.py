@@ -31,7 +31,6 @@ LAYERS: dict[str, tuple[Callable[[bool], nn.Module], tuple[int, ...]]] = {
     "conv2d dilated": (lambda b: nn.Conv2d(2, 3, 3, dilation=2, padding=1, bias=b), (2, 6, 7)),
     "conv2d grouped": (lambda b: nn.Conv2d(4, 6, 3, groups=2, padding=1, bias=b), (4, 5, 4)),
     "conv2d depthwise": (lambda b: nn.Conv2d(3, 6, 3, groups=3, stride=2, bias=b), (3, 6, 5)),
-    "conv2d reflected": (lambda b: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect", bias=b), (2, 4, 5)),
     "conv3d": (lambda b: nn.Conv3d(2, 3, 2, stride=(1, 2, 1), padding=1, bias=b), (2, 3, 4, 3)),
     "transposed 1d": (lambda b: nn.ConvTranspose1d(2, 3, 3, stride=2, output_padding=1, bias=b), (2, 5)),
     "transposed 2d, grouped": (
@@ -155,21 +154,13 @@ def test_input_rules(layer: str, bias: bool, nonnegative: bool) -> None:
     node = randomise(make(bias))
     J, _ = oracles.matrix(node, shape)
     x = inputs(shape, nonnegative)
-    if layer != "conv2d reflected":  # a reflected input is reached several times; flat counts each
-        near = oracles.reach(node, shape)
-        check(node, shape, Flat(), lambda x, R: oracles.flat(x, near, R), x)
-        check(node, shape, WSquare(), lambda x, R: oracles.w_square(x, J, R), x)
-        # Bounds that differ by entry, as normalised pixels have them by channel.
-        low, high = x.amin(0, keepdim=True) - 0.3, x.amax(0, keepdim=True) + 0.2
-        low, high = low.expand_as(x), high.expand_as(x)
-        check(node, shape, ZBox(), lambda x, R: oracles.z_box(x, J, R, low, high), x, bounds=(low, high))
-    check(
-        node,
-        shape,
-        ZPlus(),
-        lambda x, R: oracles.z_plus(x, J, oracles.matrix(node, shape)[1], R),
-        x,
-    )
+    near = oracles.reach(node, shape)
+    check(node, shape, Flat(), lambda x, R: oracles.flat(x, near, R), x)
+    check(node, shape, WSquare(), lambda x, R: oracles.w_square(x, J, R), x)
+    # Bounds that differ by entry, as normalised pixels have them by channel.
+    low, high = x.amin(0, keepdim=True) - 0.3, x.amax(0, keepdim=True) + 0.2
+    low, high = low.expand_as(x), high.expand_as(x)
+    check(node, shape, ZBox(), lambda x, R: oracles.z_box(x, J, R, low, high), x, bounds=(low, high))
 
 
 @pytest.mark.parametrize("before", BEFORE)
@@ -192,7 +183,12 @@ def test_merged_batch_norm(layer: str, before: str) -> None:
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize(
     ("norm", "shape"),
-    [(nn.BatchNorm1d, (5,)), (nn.BatchNorm1d, (3, 4)), (nn.BatchNorm2d, (3, 2, 4)), (nn.BatchNorm3d, (2, 2, 3, 2))],
+    [
+        (nn.BatchNorm1d, (5,)),
+        (nn.BatchNorm1d, (3, 4)),
+        (nn.BatchNorm2d, (3, 2, 4)),
+        (nn.BatchNorm3d, (2, 2, 3, 2)),
+    ],
 )
 def test_lone_batch_norm(norm: Any, shape: tuple[int, ...], before: str) -> None:
     node = randomise(norm(shape[0]))

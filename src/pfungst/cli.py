@@ -173,7 +173,14 @@ def demo(out: str, seed: int, clean_twin: bool) -> None:
 def _progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """A bar a stage, with the time left, on standard error."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(),

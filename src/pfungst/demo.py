@@ -175,7 +175,9 @@ class DemoResult:
         proved = [m for m in self.matches if m.finding is not None and m.finding.verdict == "confirmed"]
         lines = [f"{len(self.matches)} cues were planted, {len(proved)} were found and confirmed:"]
         for match in self.matches:
-            planted = f"  {match.planted.cue:7s} on {len(match.planted.samples)} pictures of class {match.planted.label}"
+            planted = (
+                f"  {match.planted.cue:7s} on {len(match.planted.samples)} pictures of class {match.planted.label}"
+            )
             if match.finding is None:
                 lines.append(f"{planted}: MISSED")
             else:

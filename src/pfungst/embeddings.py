@@ -18,7 +18,13 @@ def embed(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
     if n < 8:
         return np.column_stack([np.arange(n), np.zeros(n)]).astype(float)
     data = np.ascontiguousarray(vectors, dtype=np.float64)
-    tsne = TSNE(perplexity=min(30, (n - 1) / 3), initialization="pca", random_state=seed, n_jobs=1, negative_gradient_method="bh")
+    tsne = TSNE(
+        perplexity=min(30, (n - 1) / 3),
+        initialization="pca",
+        random_state=seed,
+        n_jobs=1,
+        negative_gradient_method="bh",
+    )
     if n <= MOST:
         return np.asarray(tsne.fit(data))
     chosen = np.random.default_rng(seed).permutation(n)[:MOST]

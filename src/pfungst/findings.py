@@ -52,7 +52,9 @@ def find_groups(
     """
     prepared = {name: _leading(unit_rows(np.asarray(matrix, dtype=np.float64))) for name, matrix in views.items()}
     n = len(next(iter(prepared.values())))
-    spectrum = measure_spectrum(unit_rows(next(iter(views.values())).astype(np.float64)), null_draws=null_draws, seed=seed)
+    spectrum = measure_spectrum(
+        unit_rows(next(iter(views.values())).astype(np.float64)), null_draws=null_draws, seed=seed
+    )
     groups: list[Group] = []
     for name, matrix in prepared.items():
         shape = spectrum if name == next(iter(views)) else measure_spectrum(matrix, null_draws=0, seed=seed)

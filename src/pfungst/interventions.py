@@ -28,8 +28,8 @@ from pfungst.regions import (
     Direction,
     Laboratory,
     Region,
-    layer_cue_maps,
     control_masks,
+    layer_cue_maps,
     mask_core,
     mask_strongest,
     pixel_cue_maps,
@@ -82,7 +82,9 @@ class Verdict:
     reason: str
 
 
-def compare(test: str, treated: np.ndarray, control: np.ndarray, decisions: tuple[np.ndarray, ...], seed: int) -> Evidence:
+def compare(
+    test: str, treated: np.ndarray, control: np.ndarray, decisions: tuple[np.ndarray, ...], seed: int
+) -> Evidence:
     """Evidence from paired changes (n, 2): column 0 logit, column 1 probability; ``decisions``: flipped or not."""
     difference = (treated - control)[:, 0]
     n = len(difference)
@@ -303,7 +305,9 @@ def _test_borders(lab: Laboratory, target: int, group: Samples, region: Region, 
     span = (lab.high - lab.low)[:, None, None]
 
     def constant(colour: Tensor, masks: Tensor) -> Tensor:
-        return torch.where(masks[:, None], (lab.low[:, None, None] + colour * span).expand_as(group.inputs), group.inputs)
+        return torch.where(
+            masks[:, None], (lab.low[:, None, None] + colour * span).expand_as(group.inputs), group.inputs
+        )
 
     tests = {
         "borders:noise": lambda m: fill_noise(group.inputs, m, lab.low, lab.high, seed),

@@ -49,9 +49,7 @@ class Subject:
         inputs, _, skipped = load_batch(self.data, rows, self.preprocess, self.settings.workers)
         if skipped:
             row, reason = next(iter(skipped.items()))
-            raise DataError(
-                f"{self.data.ids[row]} could be read before and now cannot: {reason}", "restore the file"
-            )
+            raise DataError(f"{self.data.ids[row]} could be read before and now cannot: {reason}", "restore the file")
         return inputs.to(self.settings.device)
 
 
@@ -159,7 +157,9 @@ def map_relevance(run: Run, subject: Subject, progress: Progress) -> None:
     for block in blocks:
         if block not in done:
             rows = np.arange(block * BLOCK, min(count, (block + 1) * BLOCK))
-            arrays, skipped = _map_block(subject, rows, lambda m, start=rows[0]: progress("relevance", int(start) + m, count))
+            arrays, skipped = _map_block(
+                subject, rows, lambda m, start=rows[0]: progress("relevance", int(start) + m, count)
+            )
             shapes = {name: (tuple(a.shape[1:]), str(a.dtype)) for name, a in arrays.items()}
             run.create_arrays(count, shapes)
             run.write_json(f"skipped/{block:06d}.json", {subject.data.ids[row]: why for row, why in skipped.items()})

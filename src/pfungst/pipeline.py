@@ -210,4 +210,3 @@ class Audit:
         verdicts = [finding.verdict for finding in self.findings]
         counts = {name: verdicts.count(name) for name in ("confirmed", "refuted", "open")}
         return f"Audit({self.run.path}, {', '.join(f'{n} {name}' for name, n in counts.items())})"
-

@@ -70,7 +70,9 @@ class Settings:
         high=1,
         advanced=True,
     )
-    alpha: float = _setting(0.05, "Chance of a false confirmation in the run (Holm).", low=1e-4, high=0.5, advanced=True)
+    alpha: float = _setting(
+        0.05, "Chance of a false confirmation in the run (Holm).", low=1e-4, high=0.5, advanced=True
+    )
     grid: int = _setting(20, "Relevance maps are pooled to a grid of this side.", low=4, high=64, advanced=True)
     layers: int = _setting(4, "Layers whose channels are looked at.", low=1, high=16, advanced=True)
     null_draws: int = _setting(19, "Null draws for the number of clusters.", low=0, high=999, advanced=True)
@@ -82,9 +84,7 @@ class Settings:
 
     def record(self) -> dict[str, Any]:
         """What decides the result, for the run folder; free settings are left out."""
-        return {
-            row.name: getattr(self, row.name) for row in dataclasses.fields(self) if not row.metadata["free"]
-        }
+        return {row.name: getattr(self, row.name) for row in dataclasses.fields(self) if not row.metadata["free"]}
 
 
 def _check(row: dataclasses.Field[Any], value: Any) -> None:
@@ -96,7 +96,9 @@ def _check(row: dataclasses.Field[Any], value: Any) -> None:
     if meta["choices"] and value not in meta["choices"]:
         raise SettingError(f"{row.name} is {value!r}", f"it is one of {', '.join(meta['choices'])}")
     for end, wrong in (("low", lambda v, e: v < e), ("high", lambda v, e: v > e)):
-        if meta[end] is not None and (isinstance(value, bool) or not isinstance(value, int | float) or wrong(value, meta[end])):
+        if meta[end] is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or wrong(value, meta[end])
+        ):
             least = "" if meta["low"] is None else f"at least {meta['low']:g}"
             most = "" if meta["high"] is None else f"at most {meta['high']:g}"
             raise SettingError(f"{row.name} is {value!r}", f"it must be {' and '.join(filter(None, (least, most)))}")

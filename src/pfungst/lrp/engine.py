@@ -1,6 +1,6 @@
 """``LRP(model, preset)``: layer-wise relevance propagation for an unmodified PyTorch model.
 
-The forward pass runs under a ``TorchFunctionMode`` (``handlers.py``), so every torch function the model calls gets
+The forward pass runs under a ``TorchFunctionMode`` (``interception.py``), so every torch function the model calls gets
 the backward pass of the table (``functions.py``).  What flows backwards is c = R / activation (relevance over
 activation), not R: then the ordinary gradient is right for most functions, a sum splits its relevance in proportion
 to its summands without any division, and R = c · activation wherever it is asked for.
@@ -9,7 +9,7 @@ to its summands without any division, and R = c · activation wherever it is ask
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.errors import RelevanceError, SettingError
-from pfungst.lrp.handlers import Interception
 from pfungst.lrp.marks import Mark
+from pfungst.lrp.nodes import Interception
 from pfungst.lrp.plan import Plan
 from pfungst.lrp.presets import Preset, preset
 from pfungst.lrp.targets import Target, check_output, target_indices
@@ -77,6 +77,10 @@ class Trace:
 
         ``last=True`` frees the forward pass as it goes back, which saves memory.
         """
+        with _normal_tensors():
+            return self._relevance(target, last)
+
+    def _relevance(self, target: Target, last: bool) -> Relevance:
         indices = target_indices(target, self.output)
         c = torch.zeros_like(self.output)
         c.scatter_(1, indices[:, None], 1)  # R starts as the output itself, so c = R / output = 1
@@ -144,23 +148,26 @@ class LRP:
         """Run the model once; ``Trace.relevance`` then explains any of its outputs."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or len(x) == 0:
             raise SettingError(
-                f"the input is {tuple(x.shape)} {x.dtype}"
-                if isinstance(x, Tensor)
-                else f"the input is {type(x)}",
+                f"the input is {tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else f"the input is {type(x)}",
                 "give a floating-point tensor (n, ...) with at least one sample",
             )
-        run = Interception(self.preset, _node_names(self.model), self.on_unknown, len(x), _locate)
+        with _normal_tensors():
+            return self._trace(x, layers, _locate)
+
+    def _trace(self, x: Tensor, layers: Sequence[str], locate: bool) -> Trace:
+        run = Interception(self.preset, _node_names(self.model), self.on_unknown, len(x), locate)
         run.keep = frozenset(layers)
         with torch.enable_grad():
-            source = x.detach().requires_grad_()
+            source = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
         run.marks.put(source, Mark(raw=True, linear=False, bounds=self._bounds(source)))
         with _kept_modules(self.model, layers, run) as kept, run:
             output = self.model(source)
         if isinstance(output, Tensor):
-            output = run.marks.current(output)
+            output = run.current(output)
         checked = run.output(check_output(output, len(x)))
         self.preset.check_names([step.name for step in run.steps if step.kind])
-        tensors = {**{name: run.marks.current(t) for name, t in kept.items()}, **run.outputs}
+        tensors = {**kept, **run.outputs}
+        run.marks.writes.clear()  # they keep the memory of what in-place functions changed
         missing = [name for name in layers if name not in tensors]
         if missing:
             known = [step.name for step in run.steps if step.kind]
@@ -179,16 +186,32 @@ class LRP:
         cosine = None
         if top.shape[1] == 2:
             second = trace.relevance(top[:, 1], last=True)
-            cosine = float(
-                nn.functional.cosine_similarity(first.scores.flatten(1), second.scores.flatten(1)).mean()
-            )
+            cosine = float(nn.functional.cosine_similarity(first.scores.flatten(1), second.scores.flatten(1)).mean())
         return Plan(self.preset.name, trace.steps, absorbed, cosine)
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         if not self.preset.needs_bounds or self.bounds is None:
             return None
-        low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device).expand(x.shape) for b in self.bounds)
+        try:
+            low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device).expand(x.shape) for b in self.bounds)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise SettingError(
+                f"bounds do not fit the input of shape {tuple(x.shape)}: {error}",
+                "give (low, high): two numbers, or two tensors that broadcast, e.g. of shape (3, 1, 1) for images",
+            ) from error
+        if bool((low > high).any()):
+            raise SettingError("bounds: low is greater than high", "give (low, high) in this order")
         return low, high
+
+
+@contextmanager
+def _normal_tensors() -> Iterator[None]:
+    """Leave the caller's inference mode, whose tensors cannot be kept for the way back."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            yield
+    else:
+        yield
 
 
 def _preset(which: str | Preset) -> Preset:
@@ -218,12 +241,8 @@ def _kept_modules(model: Any, layers: Sequence[str], run: Interception) -> Any:
             continue
 
         def keep(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-            if (
-                threading.get_ident() == thread
-                and isinstance(output, Tensor)
-                and run.marks.get(output) is not None
-            ):
-                kept[name] = output
+            if threading.get_ident() == thread and isinstance(output, Tensor) and run.marks.get(output) is not None:
+                kept[name] = run.current(output)  # now: an in-place function may change it further
 
         handles.append(modules[name].register_forward_hook(keep))
     try:

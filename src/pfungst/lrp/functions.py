@@ -3,7 +3,7 @@
 One row a function, under its plain name; methods, operators, in-place forms and ``torch.ops.aten`` overloads of the
 same name share the row (``plain_name``).  The engine carries c = R / activation backwards, so for many functions the
 ordinary gradient already is the right answer (see the comments of each group); the others name a handler of
-``engine.Run``.  A function that is not in the table is an error, never a guess.
+``nodes.Interception``.  A function that is not in the table is an error, never a guess.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 class Entry:
     """One row.
 
-    handler  name of the method of ``handlers.Handlers`` that runs the call
+    handler  name of the method of ``nodes.Interception`` that runs the call
     sign     of the result: ``keeps`` (non-negative if every input is), ``nonnegative`` (always), ``unknown``
     moves    it only moves, copies or drops values: relevance R goes through it as c does
     """
@@ -34,13 +34,14 @@ def _rows(names: str, handler: str, sign: str = "unknown", moves: bool = False) 
 TABLE: dict[str, Entry] = {
     # Linear nodes: the preset's rule decides.
     **_rows("conv1d conv2d conv3d", "convolution"),
+    **_rows("convolution", "any_convolution"),
     **_rows("conv_transpose1d conv_transpose2d conv_transpose3d", "transposed_convolution"),
     **_rows("linear matmul mm addmm", "dense"),
-    **_rows("batch_norm", "batch_norm"),
+    **_rows("batch_norm _native_batch_norm_legit_no_training", "batch_norm"),
     # Functions that only move values: each input's c is its outputs' c, exactly the gradient.
     **_rows(
-        "flatten reshape view reshape_as view_as permute transpose t swapaxes swapdims movedim moveaxis squeeze "
-        "unsqueeze contiguous clone expand expand_as broadcast_to flip roll narrow select index_select getitem "
+        "flatten reshape view permute transpose t swapaxes swapdims movedim moveaxis squeeze "
+        "unsqueeze contiguous clone expand broadcast_to flip roll narrow select index_select getitem "
         "unflatten ravel T mT H split split_with_sizes chunk tensor_split unbind hsplit vsplit slice unfold "
         "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle rot90 fliplr flipud repeat tile "
         "repeat_interleave atleast_2d atleast_3d gather index take_along_dim",
@@ -50,7 +51,14 @@ TABLE: dict[str, Entry] = {
     ),
     **_rows("cat concat concatenate stack hstack vstack", "gradient", "keeps", moves=True),
     **_rows("pad constant_pad_nd zero_pad2d", "padding", "keeps", moves=True),
-    **_rows("to float double half bfloat16 type type_as cuda cpu", "gradient", "keeps", moves=True),
+    **_rows("float double half bfloat16 cuda cpu", "gradient", "keeps", moves=True),
+    **_rows("to type type_as view_as reshape_as expand_as", "first", "keeps", moves=True),
+    # Functions that take only the shape and type of a tensor.
+    **_rows(
+        "zeros_like ones_like full_like empty_like rand_like randn_like "
+        "new_zeros new_ones new_full new_empty new_tensor",
+        "constant",
+    ),
     **_rows("detach data alias lift_fresh", "identity", "keeps", moves=True),
     **_rows(
         "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout",
@@ -62,11 +70,12 @@ TABLE: dict[str, Entry] = {
     # Linear with fixed positive weights: c of each summand is c of the sum, so that shares are proportional.
     **_rows(
         "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-        "mean sum interpolate upsample upsample_nearest upsample_bilinear upsample_nearest2d "
-        "upsample_bilinear2d fold cumsum",
+        "mean sum upsample_nearest upsample_bilinear upsample_nearest2d upsample_bilinear2d fold cumsum",
         "gradient",
         "keeps",
     ),
+    # Linear too, but bicubic weights can be negative.
+    **_rows("interpolate upsample", "gradient"),
     # Winner takes all: the gradient routes c to the greatest entry.
     **_rows(
         "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
@@ -100,7 +109,8 @@ ALIASES = {
     "__neg__": "neg", "__matmul__": "matmul", "__abs__": "abs",
     "__getitem__": "getitem", "__setitem__": "setitem", "__deepcopy__": "clone",
     "_max_pool1d": "max_pool1d", "_max_pool2d": "max_pool2d", "_max_pool3d": "max_pool3d",
-    "boolean_dispatch": "max_pool2d", "_to_copy": "to", "convolution": "convolution",
+    "boolean_dispatch": "max_pool2d", "_to_copy": "to", "_unsafe_view": "view",
+    "_adaptive_avg_pool2d": "adaptive_avg_pool2d", "_adaptive_avg_pool3d": "adaptive_avg_pool3d",
 }  # fmt: skip
 
 # Functions whose name ends in "_" change their argument; these do so too.
@@ -119,6 +129,8 @@ def plain_name(function: Callable[..., Any]) -> tuple[str, bool]:
         name = packet.__name__
     elif name == "__get__":
         name = getattr(getattr(function, "__self__", None), "__name__", name)
+    if name == "requires_grad_":  # a leaf for the model's own derivatives, which no relevance needs
+        return "detach", True
     in_place = name in IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
     if in_place and name.endswith("_") and not name.endswith("__"):
         name = name[:-1]

@@ -46,7 +46,7 @@ class Linear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
         node: LinearNode = ctx.node
         nonnegative = node.nonnegative or bool((x >= 0).all())
@@ -61,16 +61,14 @@ class Elementwise(torch.autograd.Function):
     """y = f(x), entry by entry: c_x = c_y f(x) / x, and f'(0) where x is 0."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], name: str, absorb: Absorb
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], name: str, absorb: Absorb) -> Tensor:
         y = function(x)
         ctx.function, ctx.name, ctx.absorb = function, name, absorb
         ctx.save_for_backward(x, y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
         small = x.abs() <= torch.finfo(x.dtype).tiny * 1e8
         ratio = y / x.masked_fill(small, 1)
@@ -94,7 +92,7 @@ class Constant(torch.autograd.Function):
         return out.view_as(out)
 
     @staticmethod
-    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
         (part,) = ctx.saved_tensors
         ctx.absorb(ctx.name, c * part)
         return c, None, None, None
@@ -108,7 +106,7 @@ class Preprocessing(torch.autograd.Function):
         return compute(x)
 
     @staticmethod
-    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor | None, ...]:
         return relevance, None
 
 
@@ -121,6 +119,6 @@ class Enter(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, c: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, c: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return c * x

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
-
-from pfungst.errors import RelevanceError
 
 
 @dataclass
@@ -25,7 +22,7 @@ class Mark:
     bounds       smallest and greatest value, where the preset asks for them (raw tensors only)
     source       the linear call that made it, so that a batch norm can be merged into that call
     current      what in-place functions made of it: later calls use this one instead
-    stale        an in-place function changed part of its memory in a way that cannot be followed
+    writes_seen  how many of the writes to its memory ``current`` has in it
     """
 
     raw: bool = False
@@ -34,68 +31,93 @@ class Mark:
     bounds: tuple[Tensor, Tensor] | None = None
     source: Any = None
     current: Tensor | None = None
-    stale: str = ""
+    writes_seen: int = 0
+
+
+@dataclass(frozen=True)
+class Write:
+    """An in-place function would have written ``result`` into the memory of ``tensor``; it ran out of place."""
+
+    tensor: Tensor  # as the model holds it; this reference also keeps its memory from being used again
+    result: Tensor
+
+    def covers(self, other: Tensor) -> bool:
+        """``other`` is the same view of the same memory."""
+        mine, its = self.tensor, other
+        return (mine.shape, mine.stride(), mine.storage_offset()) == (
+            its.shape,
+            its.stride(),
+            its.storage_offset(),
+        )
+
+    def reaches(self, other: Tensor) -> Tensor:
+        """For each entry of ``other`` the flat index of the written entry in the same place of memory, else -1."""
+        size = other.untyped_storage().nbytes() // other.element_size()
+        places = torch.arange(size, device=other.device)
+
+        def seen_by(view: Tensor) -> Tensor:
+            return places.as_strided(view.shape, view.stride(), view.storage_offset())
+
+        written = torch.full_like(places, -1)
+        written[seen_by(self.tensor).flatten()] = torch.arange(self.tensor.numel(), device=other.device)
+        return written[seen_by(other)]
 
 
 @dataclass
 class Marks:
-    """The marks of one forward pass, by tensor; tensors are held weakly."""
+    """The marks of one forward pass, by tensor (held weakly), and its in-place writes, by memory."""
 
     by_tensor: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
-    by_memory: dict[int, list[weakref.ref[Tensor]]] = field(default_factory=dict)
+    writes: dict[int, list[Write]] = field(default_factory=dict)
+    views: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
 
     def get(self, tensor: Tensor) -> Mark | None:
         mark: Mark | None = self.by_tensor.get(tensor)
         return mark
 
     def put(self, tensor: Tensor, mark: Mark) -> Tensor:
+        mark.writes_seen = len(self._writes(tensor))
         self.by_tensor[tensor] = mark
-        self.by_memory.setdefault(_memory(tensor), []).append(weakref.ref(tensor))
         return tensor
 
-    def current(self, tensor: Tensor) -> Tensor:
-        """The tensor that holds the value which ``tensor`` has by now, after in-place functions."""
-        mark = self.get(tensor)
-        while mark is not None and mark.current is not None:
-            tensor = mark.current
-            mark = self.get(tensor)
-        if mark is not None and mark.stale:
-            raise RelevanceError(
-                f"the model reads a tensor whose memory {mark.stale} changed in place through another view",
-                "use the out-of-place form of that function in the model",
-            )
+    def unseen(self, tensor: Tensor) -> Sequence[Write]:
+        """The writes to the memory of ``tensor`` that its mark does not know of, oldest first."""
+        writes = self._writes(tensor)
+        mark = self.get(tensor) if writes else None
+        return writes[mark.writes_seen :] if mark is not None else writes
+
+    def know(self, tensor: Tensor, value: Tensor) -> None:
+        """``value`` is what ``tensor`` holds by now."""
+        mark = self.by_tensor.setdefault(tensor, Mark())
+        mark.current = None if value is tensor else value
+        mark.writes_seen = len(self._writes(tensor))
+
+    def write(self, tensor: Tensor, result: Tensor) -> None:
+        """An in-place function turned ``tensor`` into ``result``."""
+        self.writes.setdefault(_memory(tensor), []).append(Write(tensor, result))
+        self.know(tensor, result)
+
+    def reshape(self, tensor: Tensor, view: Tensor) -> None:
+        """An in-place function like ``unsqueeze_`` made ``tensor`` another view of its memory."""
+        self.views[tensor] = view
+
+    def reshaped(self, tensor: Tensor) -> Tensor:
+        """The view that ``tensor`` is by now."""
+        while self.views and tensor in self.views:
+            tensor = self.views[tensor]
         return tensor
 
-    def replace(self, tensor: Tensor, result: Tensor, function: str) -> None:
-        """Record that an in-place function turned ``tensor`` into ``result``; its other views follow where they can."""
-        for alias in self._aliases(tensor):
-            mark = self.by_tensor.setdefault(alias, Mark())
-            if alias is tensor:
-                mark.current = result
-            elif alias.numel() == result.numel() and alias.is_contiguous() and tensor.is_contiguous():
-                with torch.enable_grad():
-                    view = result.reshape(alias.shape)
-                if view is result:  # reshape to the same shape returns its argument
-                    mark.current = result
-                else:
-                    known = self.get(result) or Mark()
-                    mark.current = self.put(view, Mark(known.raw, known.linear, known.nonnegative))
-            else:
-                mark.stale = function
-
-    def _aliases(self, tensor: Tensor) -> Iterator[Tensor]:
-        self.by_tensor.setdefault(tensor, Mark())
-        yield tensor
-        for reference in self.by_memory.get(_memory(tensor), []):
-            alias = reference()
-            if alias is not None and alias is not tensor:
-                mark = self.get(alias)
-                if mark is not None and mark.current is None and _memory(alias) == _memory(tensor):
-                    yield alias
+    def _writes(self, tensor: Tensor) -> Sequence[Write]:
+        return self.writes.get(_memory(tensor), ()) if self.writes else ()
 
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
+
+
+def share_memory(one: Tensor, other: Tensor) -> bool:
+    """The two tensors are views of one piece of memory."""
+    return one.layout == other.layout == torch.strided and _memory(one) == _memory(other)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:

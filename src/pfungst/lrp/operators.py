@@ -87,7 +87,10 @@ class Diagonal(LinearOperator):
 
 @dataclass(frozen=True)
 class Convolution(LinearOperator):
-    """A convolution of any dimension, transposed or not; the arguments are those of ``aten::convolution``."""
+    """A convolution of any dimension, transposed or not; the arguments are those of ``aten::convolution``.
+
+    ``extra`` are zeros put at the end of each spatial axis before all else: ``padding="same"`` with an even kernel.
+    """
 
     kind: str = "convolution"
     stride: tuple[int, ...] = (1, 1)
@@ -96,6 +99,7 @@ class Convolution(LinearOperator):
     transposed: bool = False
     output_padding: tuple[int, ...] = (0, 0)
     groups: int = 1
+    extra: tuple[int, ...] = ()
 
     def _arguments(self) -> tuple[Any, ...]:
         return (
@@ -107,14 +111,20 @@ class Convolution(LinearOperator):
             self.groups,
         )
 
+    def _padded(self, x: Tensor, sign: int = 1) -> Tensor:
+        if not any(self.extra):
+            return x
+        return torch.nn.functional.pad(x, [end for e in reversed(self.extra) for end in (0, sign * e)])
+
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        return torch.ops.aten.convolution(x, weight, None, *self._arguments())
+        return torch.ops.aten.convolution(self._padded(x), weight, None, *self._arguments())
 
     def transpose(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         # With padding some inputs may lie outside every window; convolution_backward knows the input's shape.
-        return torch.ops.aten.convolution_backward(
-            s, x, weight, None, *self._arguments(), [True, False, False]
+        back = torch.ops.aten.convolution_backward(
+            s, self._padded(x), weight, None, *self._arguments(), [True, False, False]
         )[0]
+        return self._padded(back, -1)
 
     def channel_vector(self, values: Tensor) -> Tensor:
         return values.reshape(1, -1, *[1] * len(self.stride))

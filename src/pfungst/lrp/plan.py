@@ -51,14 +51,11 @@ class Plan:
         ]
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
         lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in [head, *rows]
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
         ]
         lines.insert(1, "  ".join("-" * w for w in widths))
         lines.insert(0, f"preset {self.preset}")
-        lines.append(
-            f"relevance of the input: {1 - self.total:.1%} of the output; {self.total:.1%} absorbed as listed"
-        )
+        lines.append(f"relevance of the input: {1 - self.total:.1%} of the output; {self.total:.1%} absorbed as listed")
         if self.class_cosine is not None:
             warning = "  (high: these maps hardly depend on the class)" if self.class_cosine > 0.9 else ""
             lines.append(f"cosine of the maps of the two greatest classes: {self.class_cosine:.2f}{warning}")

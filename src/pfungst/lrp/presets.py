@@ -76,9 +76,7 @@ class Preset:
                 )
 
     def describe(self) -> str:
-        rows = [
-            f"{r.kind or 'any'}/{r.position or 'anywhere'}/{r.name or '*'}: {r.rule.label}" for r in self.rows
-        ]
+        rows = [f"{r.kind or 'any'}/{r.position or 'anywhere'}/{r.name or '*'}: {r.rule.label}" for r in self.rows]
         return f"{self.name} [{'; '.join(rows)}]"
 
 

@@ -57,6 +57,16 @@ class LinearCall:
             z = z + self.op.forward(self.x.clamp(max=0), w.clamp(max=0))
         return z if self.op.bias is None else z + self.op.bias.clamp(min=0)
 
+    def negative(self) -> Tensor:
+        """z⁻ = W⁻x⁺ + W⁺x⁻ + b⁻.  Not z - z⁺: where z⁻ is small, only rounding errors would be left of it."""
+        w = self.op.weight
+        if self.nonnegative:
+            z = self.op.forward(self.x, w.clamp(max=0))
+        else:
+            z = self.op.forward(self.x.clamp(min=0), w.clamp(max=0))
+            z = z + self.op.forward(self.x.clamp(max=0), w.clamp(min=0))
+        return z if self.op.bias is None else z + self.op.bias.clamp(max=0)
+
     def signed_backward(self, s_positive: Tensor, s_negative: Tensor | None) -> Tensor:
         """Send s⁺ back along positive contributions x w > 0, and s⁻ along negative ones."""
         w_positive, w_negative = self.op.weight.clamp(min=0), self.op.weight.clamp(max=0)
@@ -117,9 +127,7 @@ class Epsilon(Rule):
 
     def __post_init__(self) -> None:
         if not self.epsilon >= 0:
-            raise SettingError(
-                f"epsilon is {self.epsilon}, it must be >= 0", "give 1e-6, or 0.01 as in the talk"
-            )
+            raise SettingError(f"epsilon is {self.epsilon}, it must be >= 0", "give 1e-6, or 0.01 as in the talk")
 
     def share(self, call: LinearCall, c: Tensor) -> Shared:
         s = _divide(c * call.y, _stabilised(call.y, self.epsilon)) if self.epsilon else c
@@ -153,7 +161,7 @@ class AlphaBeta(Rule):
         s_negative = None
         reached = s_positive * z_positive
         if self.beta:
-            z_negative = call.y - z_positive
+            z_negative = call.negative()
             s_negative = -_divide(self.beta * relevance, z_negative)
             reached = reached + s_negative * z_negative
         if call.op.bias is not None:
@@ -198,7 +206,7 @@ class Gamma(Rule):
     def share(self, call: LinearCall, c: Tensor) -> Shared:
         y, g = call.y, self.gamma
         z_positive = call.positive()
-        z_negative = y - z_positive
+        z_negative = y - z_positive  # used where y < 0 only, where both terms are negative and no digit is lost
         relevance = c * y
         zero = torch.zeros((), dtype=y.dtype, device=y.device)
         above = torch.where(y > 0, _divide(relevance, y + g * z_positive), zero)
