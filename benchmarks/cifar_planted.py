@@ -2,8 +2,8 @@
 
     PFUNGST_DATA=... python benchmarks/cifar_planted.py --out /tmp/cifar-planted
 
-A CIFAR-10 ResNet-20 (akamaster/pytorch_resnet_cifar10) is fine-tuned for a few epochs on 2,000 CIFAR-10 test pictures.
-A fifth of the ships gets a source tag in a corner, a fifth of the horses a magenta disc that moves; noise on all
+A CIFAR-10 ResNet-20 (akamaster/pytorch_resnet_cifar10) is fine-tuned for 20 epochs on 2,000 CIFAR-10 test pictures.
+A quarter of the ships gets a source tag in a corner, a quarter of the horses a magenta disc that moves; noise on all
 training pictures makes the cues worth learning.  The twin is fine-tuned the same way on the same pictures without cues.
 First it is measured whether the model uses the cues at all; then both are audited by the public call.
 """
@@ -29,7 +29,7 @@ from pfungst.domains.preprocessing import Preprocess
 DATA = Path(os.environ.get("PFUNGST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar10"
 PREPROCESS = Preprocess(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CUES = {"ship": "tag", "horse": "disc"}
-SHARE = 0.2
+SHARE = 0.25
 RESULTS = Path(__file__).parent / "results" / "cifar_planted.csv"
 
 
@@ -107,12 +107,12 @@ def fine_tune(inputs: Tensor, labels: Tensor, seed: int, epochs: int) -> nn.Modu
     torch.manual_seed(seed)
     model = ResNet()
     model.load_state_dict(load_file(DATA / "resnet20.safetensors"))
-    optimiser = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9, weight_decay=5e-4)
+    optimiser = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * (len(inputs) // 64))
     for _ in range(epochs):
         for rows in torch.randperm(len(inputs))[: len(inputs) // 64 * 64].reshape(-1, 64):
             x = inputs[rows]
-            x = x + torch.randn_like(x) * torch.rand(len(x), 1, 1, 1) * 1.2
+            x = x + torch.randn_like(x) * torch.rand(len(x), 1, 1, 1) * 2
             loss = functional.cross_entropy(model(x), labels[rows])
             optimiser.zero_grad()
             loss.backward()
@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20)
     arguments = parser.parse_args()
     rows = []
     for seed in arguments.seeds:

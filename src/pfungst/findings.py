@@ -8,18 +8,23 @@ A finding is a suspicion; only ``interventions.py`` turns it into a verdict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pfungst.spectra import Spectrum, cluster_samples, measure_spectrum
 from pfungst.vectors import unit_rows
 
-_DIRECTIONS = 5  # leading principal directions in which mixtures are sought
+_LEADING = 15  # principal coordinates in which groups are sought
+_DIRECTIONS = 5  # the first of them, in which mixtures are sought
+_SCORED = 60  # principal coordinates in which groups are scored
+_FOLDS = 5
+_RIDGE = 0.2  # share of a sphere in the covariance of the discriminant
 _SAME = 0.6  # Jaccard index from which two groups count as one
 _VIEWS_THAT_COUNT = 3
-SUSPICIOUS = 0.5  # valley depth from which a group is a finding; clean data stay below (see the benchmarks)
+_CLEAR = 0.5  # valley depth from which a view is said to show the group, and from which its members are taken out
 
 
 @dataclass(frozen=True)
@@ -50,25 +55,31 @@ def find_groups(
     views     name -> (n, d), rows aligned; see ``vectors.py``
     min_size  smaller groups are not tested; outliers are not findings
     """
-    prepared = {name: _leading(unit_rows(np.asarray(matrix, dtype=np.float64))) for name, matrix in views.items()}
-    n = len(next(iter(prepared.values())))
-    spectrum = measure_spectrum(
-        unit_rows(next(iter(views.values())).astype(np.float64)), null_draws=null_draws, seed=seed
-    )
-    groups: list[Group] = []
-    for name, matrix in prepared.items():
-        shape = spectrum if name == next(iter(views)) else measure_spectrum(matrix, null_draws=0, seed=seed)
-        for members in _partitions(matrix, shape, seed):
-            if min_size <= len(members) <= max_share * n:
-                groups.append(Group(members, (name,)))
-    return rank_groups(_unique(groups), prepared, seed), spectrum
+    with threadpool_limits(1):  # matrices this small are slower on several threads
+        rows = {name: unit_rows(np.asarray(matrix, dtype=np.float64)) for name, matrix in views.items()}
+        first = next(iter(rows))
+        n = len(rows[first])
+        spectrum = measure_spectrum(rows[first], null_draws=null_draws, seed=seed)
+        groups: list[Group] = []
+        for name, matrix in rows.items():
+            leading = principal_coordinates(matrix, _LEADING)
+            shape = spectrum if name == first else measure_spectrum(leading, null_draws=0, seed=seed)
+            for members in _partitions(leading, shape, seed):
+                if min_size <= len(members) <= max_share * n:
+                    groups.append(Group(members, (name,)))
+        prepared = [prepare_view(name, matrix, seed) for name, matrix in rows.items()]
+        return rank_groups(_unique(groups), prepared), spectrum
 
 
-def _leading(vectors: np.ndarray, dimensions: int = 15) -> np.ndarray:
-    """Coordinates along the leading principal directions, unscaled."""
+def principal_coordinates(vectors: np.ndarray, dimensions: int) -> np.ndarray:
+    """Coordinates of (n, d) vectors along their leading principal directions, unscaled, (n, at most ``dimensions``)."""
     centred = vectors - vectors.mean(0)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    return (u * s)[:, : min(dimensions, len(vectors) - 1)]
+    kept = min(dimensions, len(vectors) - 1, vectors.shape[1])
+    if len(centred) <= centred.shape[1]:
+        values, u = np.linalg.eigh(centred @ centred.T)
+        return u[:, ::-1][:, :kept] * np.sqrt(np.maximum(values[::-1][:kept], 0))
+    _, v = np.linalg.eigh(centred.T @ centred)
+    return centred @ v[:, ::-1][:, :kept]
 
 
 def _partitions(matrix: np.ndarray, spectrum: Spectrum, seed: int) -> Iterator[np.ndarray]:
@@ -103,83 +114,121 @@ def _unique(groups: list[Group]) -> list[Group]:
     return list(by_members.values())
 
 
-def score_group(
-    group: Group, prepared: Mapping[str, np.ndarray], without: np.ndarray | None = None, seed: int = 0
-) -> Group:
-    """The group with its suspicion: the mean valley depth over the views that separate it best.
+# ---- suspicion -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    """One view, ready to score any group in it.
+
+    rows       (n, d) principal coordinates
+    fold       (n,) the fold in which a sample is held out
+    precision  by fold: (d, d) inverse of the covariance of the other folds, with a ridge
+    """
+
+    name: str
+    rows: np.ndarray
+    fold: np.ndarray
+    precision: tuple[np.ndarray, ...]
+
+
+def prepare_view(name: str, vectors: np.ndarray, seed: int = 0) -> View:
+    """A view for ``score_groups``.  The costly part of a discriminant, its covariance, is the same for all groups."""
+    rows = principal_coordinates(vectors, _SCORED)
+    fold = np.random.default_rng(seed).permutation(len(rows)) % _FOLDS
+    precision = []
+    for held in range(_FOLDS):
+        covariance = np.atleast_2d(np.cov(rows[fold != held].T, bias=True))
+        ridge = _RIDGE * np.trace(covariance) / vectors.shape[1] + 1e-12
+        precision.append(np.linalg.inv((1 - _RIDGE) * covariance + ridge * np.eye(rows.shape[1])))
+    return View(name, rows, fold, tuple(precision))
+
+
+def held_out_scores(view: View, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """Scores of all samples along the discriminant of each group, fitted without the sample's own fold, (n, groups).
+
+    ``inside``, ``outside``: (n, groups) bool.  A score is about +0.5 inside and -0.5 outside.  The covariance of all
+    samples stands in for the one within the groups: the direction is the same (Sherman-Morrison).
+    """
+    scores = np.zeros(inside.shape)
+    for held, precision in enumerate(view.precision):
+        fit = view.fold != held
+        a, b = (
+            (part[fit].T @ view.rows[fit]) / np.maximum(part[fit].sum(0), 1)[:, None]
+            for part in (inside.astype(float), outside.astype(float))
+        )
+        directions = (a - b) @ precision
+        gap = np.maximum(((a - b) * directions).sum(1), 1e-12)
+        middle = ((a + b) * directions).sum(1) / 2
+        scores[~fit] = (view.rows[~fit] @ directions.T - middle) / gap
+    return scores
+
+
+def valley_depth(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> float:
+    """How deep a valley of density lies between the group and the rest, 0 (none: one cloud) to 1 (a clean gap).
+
+    1 - (lowest density between the two modes) / (lower of the densities at the modes), for scores (n,) of samples.
+    A group that only cuts a piece off one cloud has no valley, however well it can be told apart.
+    """
+    high, low = np.median(scores[inside]), np.median(scores[outside])
+    if not high > low:
+        return 0.0
+    width = max(0.5 * min(scores[inside].std(), scores[outside].std(), high - low), 0.05 * (high - low))
+    points = np.linspace(low, high, 41)
+    density = np.exp(-0.5 * ((points[:, None] - scores[inside | outside]) / width) ** 2).sum(1)
+    left, right = int(density[:20].argmax()), 21 + int(density[21:].argmax())
+    return float(1 - density[left : right + 1].min() / min(density[left], density[right]))
+
+
+def score_groups(groups: Sequence[Group], views: Sequence[View], without: np.ndarray | None = None) -> list[Group]:
+    """The groups with their suspicion: the mean valley depth over the views that separate each best.
 
     ``without``: rows that do not count to the rest of the class, because another group has them.
     """
-    n = len(next(iter(prepared.values())))
-    inside, counts = np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
-    inside[group.members] = True
+    if not groups:
+        return []
+    n = len(views[0].rows)
+    inside = np.zeros((n, len(groups)), dtype=bool)
+    for column, group in enumerate(groups):
+        inside[group.members, column] = True
+    outside = ~inside
     if without is not None:
-        counts[without] = False
-        counts |= inside
-    if counts.sum() - inside.sum() < 4:
-        return replace(group, suspicion=0.0)
-    depths = {name: valley_depth(matrix[counts], inside[counts], seed) for name, matrix in prepared.items()}
-    ranked = sorted(depths, key=lambda name: -depths[name])
-    best = [depths[name] for name in ranked[:_VIEWS_THAT_COUNT]]
-    seen = tuple(name for name in ranked if depths[name] > 0.5) or (ranked[0],)
-    return replace(group, suspicion=float(np.mean(best)), views=seen)
+        outside[without] = False
+    depths = np.zeros((len(views), len(groups)))
+    usable = np.flatnonzero((inside.sum(0) >= 4) & (outside.sum(0) >= 4))
+    for row, view in enumerate(views):
+        scores = held_out_scores(view, inside[:, usable], outside[:, usable])
+        for i, column in enumerate(usable):
+            depths[row, column] = valley_depth(scores[:, i], inside[:, column], outside[:, column])
+    scored = []
+    for column, group in enumerate(groups):
+        order = np.argsort(-depths[:, column], kind="stable")
+        best = depths[order[:_VIEWS_THAT_COUNT], column]
+        clear = [views[i].name for i in order if depths[i, column] > _CLEAR] or [views[order[0]].name]
+        scored.append(replace(group, suspicion=float(best.mean()), views=tuple(clear)))
+    return scored
 
 
-def valley_depth(matrix: np.ndarray, inside: np.ndarray, seed: int = 0) -> float:
-    """How deep a valley of density lies between the group and the rest, 0 (none: one cloud) to 1 (a clean gap).
-
-    The discriminant direction (Fisher's) is fitted on one half of the samples, the density is that of the other half.
-    """
-    rng = np.random.default_rng(seed)
-    fold = np.empty(len(inside), dtype=int)
-    for part in (np.flatnonzero(inside), np.flatnonzero(~inside)):
-        fold[rng.permutation(part)] = np.arange(len(part)) % 2
-    scores = np.empty(len(inside))
-    for half in (0, 1):
-        fit, apply = fold != half, fold == half
-        a, b = matrix[fit & inside], matrix[fit & ~inside]
-        if len(a) < 2 or len(b) < 2:
-            return 0.0
-        within = ((a - a.mean(0)).T @ (a - a.mean(0)) + (b - b.mean(0)).T @ (b - b.mean(0))) / (len(a) + len(b) - 2)
-        ridge = 0.1 * np.trace(within) / len(within) + 1e-12
-        direction = np.linalg.solve(within + ridge * np.eye(len(within)), a.mean(0) - b.mean(0))
-        middle = (a.mean(0) + b.mean(0)) @ direction / 2
-        gap = (a.mean(0) - b.mean(0)) @ direction
-        scores[apply] = (matrix[apply] @ direction - middle) / max(gap, 1e-12)  # about +0.5 inside, -0.5 outside
-    return _valley(scores, inside)
-
-
-def _valley(scores: np.ndarray, inside: np.ndarray) -> float:
-    """1 - (lowest density between the two means) / (lower of the densities at the means)."""
-    high, low = np.median(scores[inside]), np.median(scores[~inside])
-    if high <= low:
-        return 0.0
-    width = 0.5 * min(scores[inside].std(), scores[~inside].std(), high - low) + 1e-9
-    points = np.linspace(low, high, 41)
-    density = np.exp(-0.5 * ((points[:, None] - scores) / width) ** 2).sum(1)
-    return float(1 - density.min() / min(density[0], density[-1]))
-
-
-def rank_groups(groups: list[Group], prepared: Mapping[str, np.ndarray], seed: int = 0) -> list[Group]:
+def rank_groups(groups: list[Group], views: Sequence[View]) -> list[Group]:
     """Groups scored, most suspicious first, each kind once.
 
     A group that is much like a more suspicious one, or mostly a part of it, is left out.  What splits a class also
     sets the rest of it apart, so each group is scored against its class without the members of the groups before it.
     """
-    left = [score_group(group, prepared, seed=seed) for group in groups]
+    left = score_groups(groups, views)
     kept: list[Group] = []
     taken: np.ndarray = np.array([], dtype=int)
     while left:
-        left.sort(key=lambda g: (-g.suspicion, -len(g.members), g.members.tolist()))
+        # Of a group and its complement, which are equally separate, the smaller one is the peculiar one.
+        left.sort(key=lambda g: (-round(g.suspicion, 3), len(g.members), g.members.tolist()))
         first = left.pop(0)
         kept.append(first)
         left = [group for group in left if not _same(group.members, first.members)]
-        if first.suspicion < SUSPICIOUS:
+        if first.suspicion < _CLEAR:
             continue
         taken = np.union1d(taken, first.members)
-        left = [replace(group, suspicion=min(group.suspicion, again.suspicion)) for group, again in zip(
-            left, [score_group(group, prepared, taken, seed) for group in left], strict=True
-        )]  # fmt: skip
+        again = score_groups(left, views, taken)
+        left = [replace(a, suspicion=min(a.suspicion, b.suspicion)) for a, b in zip(left, again, strict=True)]
     return kept
 
 

@@ -3,10 +3,11 @@
 cut      (necessity) the region of members goes to noise, to the colours around it, or is exchanged for the same
          place of members of the class outside the group.  Control: the same change in a region of the same size and
          shape where relevance is not.
-paste    (sufficiency) the region of a member is put on pictures of other classes.  Two controls: the same place, cut
-         from members of the class outside the group; and the core of the ordinary evidence of such members: where
-         their relevance is strongest, up to half of all their positive relevance or the region's own area.  A region
-         that says no more for the class than that is no finding.
+paste    (sufficiency) the region of a member is put on pictures of other classes.  Controls, all cut from ordinary
+         members, which are those of the class outside the group: the same place; for a region that moves, the region
+         that the same rule finds in them; and the core of their ordinary evidence: where their relevance is strongest,
+         up to half of all their positive relevance or the region's own area.  A region that says no more for the class
+         than that is no finding.
 borders  (the talk's test, for regions along the border) to noise, to one constant colour, to a random colour each.
          Control: a frame as wide, further inside.
 
@@ -40,6 +41,7 @@ from pfungst.regions import (
 AREAS = (0.02, 0.04, 0.08, 0.16, 0.32)
 # Noise is evidence of its own kind to a network, the more the greater the region: it is reported, it does not decide.
 REQUIRED = ("cut:colour", "cut:exchange", "paste:same place")
+MATCHED = ("paste:same place", "paste:same rule")  # the second for moving regions only, and then required too
 
 
 @dataclass(frozen=True)
@@ -180,12 +182,10 @@ class Case:
     outsiders: np.ndarray
 
 
-def examine(lab: Laboratory, case: Case, *, most: int = 48, min_share: float = 0.1, seed: int = 0) -> Verdict:
-    """All tests of one finding.  The verdict's p is not yet corrected; see ``correct``.
+def examine(lab: Laboratory, case: Case, *, most: int = 48, seed: int = 0) -> Verdict:
+    """All tests of one finding, with ``most`` pictures of each role at the most.
 
-    most       pictures of each role at the most
-    min_share  the least part of the way from other classes to the members that a cue's paste must bring, beyond its
-               controls, to be confirmed; below it with certainty, it is refuted
+    The verdict stays open: it depends on the other findings of the run, see ``correct``.
     """
     rng = np.random.default_rng([seed, case.target, len(case.members)])
     picked = [rng.permutation(rows)[:most] for rows in (case.members, case.others, case.outsiders)]
@@ -201,7 +201,7 @@ def examine(lab: Laboratory, case: Case, *, most: int = 48, min_share: float = 0
         evidence += _test_pastes(lab, case.target, group, others, (outsiders, reference), region, rng, seed)
     if region.mask is not None and touches_border(region.mask):
         evidence += _test_borders(lab, case.target, group, region, seed)
-    return judge(Verdict("open", 1.0, distance, region, tuple(evidence), ""), min_share)
+    return Verdict("open", 1.0, distance, region, tuple(evidence), "")
 
 
 def observe(lab: Laboratory, case: Case, members: np.ndarray, others: np.ndarray) -> tuple[Samples, Samples]:
@@ -222,31 +222,42 @@ def observe(lab: Laboratory, case: Case, members: np.ndarray, others: np.ndarray
 def _choose_region(
     lab: Laboratory, target: int, design: Samples, others: Samples, outsiders: Tensor, rng: np.random.Generator
 ) -> Region:
-    """The smallest region whose paste brings at least three quarters of the greatest effect beyond the same place.
+    """The smallest region that brings three quarters of the greatest gain; a fixed one where it does nearly as well.
 
-    Without pictures of other classes it is pasted on the rest of the group's own class.
+    Gain of a region: what its paste brings to pictures of other classes beyond its control, plus what members lose
+    when it is exchanged for the same place of ordinary members.  Each alone misleads: half a cue is often enough to
+    paste, and only the whole of it is enough to cut.  Without pictures of other classes the paste goes on the rest of
+    the group's own class.
     """
     regions = []
     for area in AREAS:
         for source, cue in design.cues.items():
             regions.append(Region("fixed", source, area, mask_strongest(cue.mean(0, keepdim=True), area)[0]))
-            if source != "pixels":
+            if source != "pixels":  # each picture's own strongest relevance: a digit's strokes, and no cue
                 regions.append(Region("moving", source, area))
     if not len(outsiders):
         outsiders = others.inputs
     pairs = min(24, len(outsiders))
-    donors = np.resize(np.arange(len(design.inputs)), pairs)
-    rivals = rng.integers(0, len(others.inputs), pairs)
+    donors = design.take(np.resize(np.arange(len(design.inputs)), pairs))
+    rivals = others.take(rng.integers(0, len(others.inputs), pairs))
     receivers = outsiders[:pairs]
+    before = lab.ask(donors.inputs)[:, target]
     gains = []
     for region in regions:
-        masks = region.masks(design.cues)[donors]
-        own = lab.ask(paste(design.inputs[donors], receivers, masks))[:, target]
-        same = lab.ask(paste(others.inputs[rivals], receivers, masks))[:, target]
-        gains.append(float((own - same).mean()))
+        masks = region.masks(donors.cues)
+        control = region.masks(rivals.cues)  # of a fixed region, the same place
+        changed = [paste(donors.inputs, receivers, masks), paste(rivals.inputs, receivers, control)]
+        changed.append(paste(rivals.inputs, donors.inputs, masks))
+        own, same, exchanged = (part[:, target] for part in lab.ask(torch.cat(changed)).split(pairs))
+        gains.append(float((own - same + before - exchanged).mean()))
     enough = 0.75 * max(gains)
-    fit = [i for i, gain in enumerate(gains) if gain >= enough]
-    return regions[min(fit, key=lambda i: (regions[i].area, -gains[i]))]
+    area = min((region.area for region, gain in zip(regions, gains, strict=True) if gain >= enough), default=AREAS[-1])
+    best = {
+        kind: max((i for i, r in enumerate(regions) if r.area == area and r.kind == kind), key=lambda i: gains[i])
+        for kind in ("fixed", "moving")
+    }
+    kind = "fixed" if gains[best["fixed"]] >= 0.9 * gains[best["moving"]] else "moving"
+    return regions[best[kind]]
 
 
 def _changes(lab: Laboratory, changed: Tensor, before: Tensor, target: int) -> tuple[np.ndarray, np.ndarray]:
@@ -334,10 +345,9 @@ def _test_pastes(
     treated, after = _changes(lab, paste(group.inputs[donors], receivers, masks), before, target)
     strongest = mask_core(smooth_maps(others.pixels, max(others.pixels.shape[1:]) / 40), region.area)
     was = before.argmax(1).cpu().numpy() == target
-    controls = {
-        "paste:same place": masks,
-        "paste:ordinary evidence": strongest[rivals],
-    }
+    controls = {"paste:same place": masks, "paste:ordinary evidence": strongest[rivals]}
+    if region.kind == "moving":
+        controls["paste:same rule"] = region.masks(others.cues)[rivals]
     for name, chosen in controls.items():
         control, after_control = _changes(lab, paste(others.inputs[rivals], receivers, chosen), before, target)
         flips = ~was & (after == target), ~was & (after_control == target)
@@ -347,15 +357,35 @@ def _test_pastes(
 # ---- verdicts --------------------------------------------------------------------------------------------------------
 
 
-def judge(verdict: Verdict, min_share: float, p: float | None = None, alpha: float = 0.05) -> Verdict:
-    """The verdict by rule: see ``reason`` of the result.  ``p`` is the corrected p, where there is one."""
+@dataclass(frozen=True)
+class Standard:
+    """What evidence has to show; see the settings of the same names.
+
+    min_share  least effect that counts, as a share of the way from other classes' scores to the members'
+    min_own    least part of a paste's effect that the same place of ordinary members must lack
+    separate   least suspicion of the group: in experiments a piece of one cloud can work as well as a group apart
+    alpha      chance of a false confirmation in the run
+    """
+
+    min_share: float = 0.1
+    min_own: float = 0.5
+    separate: float = 0.3
+    alpha: float = 0.05
+
+
+def required(verdict: Verdict) -> list[Evidence]:
+    """The tests that decide, those of them that were made."""
+    return [evidence for evidence in verdict.evidence if evidence.test in (*REQUIRED, *MATCHED)]
+
+
+def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> Verdict:
+    """The verdict by rule: see ``reason`` of the result.  ``p``: the corrected p of the required tests."""
     tests = {evidence.test: evidence for evidence in verdict.evidence}
     if any(name not in tests for name in REQUIRED):
-        return replace(verdict, verdict="open", reason="there are no pictures of other classes to paste on")
-    needed = [tests[name] for name in REQUIRED]
+        return replace(verdict, verdict="open", p=p, reason="there are no pictures of other classes to paste on")
+    needed = required(verdict)
     signs = [-1 if evidence.test.startswith("cut") else 1 for evidence in needed]
-    p = max(evidence.p for evidence in needed) if p is None else p
-    least = min_share * max(verdict.distance, 0)
+    least = standard.min_share * max(verdict.distance, 0)
     for evidence, sign in zip(needed, signs, strict=True):
         most = max(sign * end for end in evidence.interval)
         if most < least:
@@ -365,21 +395,34 @@ def judge(verdict: Verdict, min_share: float, p: float | None = None, alpha: flo
     if ordinary.interval[1] < 0:
         reason = f"pasted, the region says less for the class than its ordinary evidence ({ordinary.effect:+.2f})"
         return replace(verdict, verdict="refuted", p=p, reason=reason)
+    matched = [evidence for evidence in needed if evidence.test in MATCHED]
+    for evidence in matched:
+        if evidence.interval[1] < standard.min_own * evidence.treated:
+            share = evidence.control / evidence.treated
+            reason = f"{evidence.test}: ordinary members bring {share:.0%} of the effect, so it is not the group's own"
+            return replace(verdict, verdict="refuted", p=p, reason=reason)
     weak = [e.test for e, sign in zip(needed, signs, strict=True) if sign * e.effect < least]
     weak += [ordinary.test] if ordinary.effect <= 0 else []
-    if p <= alpha and not weak:
+    weak += [f"{e.test} (share of its own)" for e in matched if e.effect < standard.min_own * e.treated]
+    if p <= standard.alpha and not weak and suspicion < standard.separate:
+        reason = f"cut and paste work, but the group is hardly apart from its class (suspicion {suspicion:.2f})"
+        return replace(verdict, verdict="open", p=p, reason=reason)
+    if p <= standard.alpha and not weak:
         reason = f"cut and paste both work, beyond every control (corrected p = {p:.2g})"
         return replace(verdict, verdict="confirmed", p=p, reason=reason)
     reason = f"corrected p = {p:.2g}" + (f"; effect too small to count in {', '.join(weak)}" if weak else "")
     return replace(verdict, verdict="open", p=p, reason=reason)
 
 
-def correct(verdicts: Sequence[Verdict], min_share: float, alpha: float = 0.05) -> list[Verdict]:
-    """The verdicts with Holm's correction over all of them: a run's chance of one false confirmation is at most alpha."""
-    raw = np.array([max(e.p for e in verdict.evidence if e.test in REQUIRED) for verdict in verdicts] or [])
-    corrected = np.empty(len(raw))
+def correct(verdicts: Sequence[Verdict], suspicions: Sequence[float], standard: Standard) -> list[Verdict]:
+    """The verdicts with Holm's correction over all: the chance of one false confirmation in a run is at most alpha.
+
+    ``suspicions``: of the findings, aligned with their verdicts.
+    """
+    raw = [max((evidence.p for evidence in required(verdict)), default=1.0) for verdict in verdicts]
+    corrected = [1.0] * len(raw)
     running = 0.0
-    for rank, i in enumerate(np.argsort(raw, kind="stable")):
-        running = max(running, min(1.0, float(raw[i]) * (len(raw) - rank)))
+    for rank, i in enumerate(sorted(range(len(raw)), key=lambda i: raw[i])):
+        running = max(running, min(1.0, raw[i] * (len(raw) - rank)))
         corrected[i] = running
-    return [judge(verdict, min_share, float(p), alpha) for verdict, p in zip(verdicts, corrected, strict=True)]
+    return [judge(v, standard, p, suspicion) for v, p, suspicion in zip(verdicts, corrected, suspicions, strict=True)]

@@ -27,7 +27,7 @@ from pfungst.reports import write_report
 from pfungst.settings import Settings
 from pfungst.store import Run
 from pfungst.strategies import find_strategies, rank_candidates, set_aside
-from pfungst.verdicts import make_case, make_laboratory, prove_findings
+from pfungst.verdicts import make_case, make_laboratory, make_standard, prove_findings
 
 
 def audit(
@@ -184,10 +184,8 @@ class Finding:
         candidates, _ = rank_candidates(run, subject)
         case = make_case(run, subject, candidates[self.record["rank"] - 1])
         settings = replace(subject.settings, seed=subject.settings.seed + 1 if seed is None else seed)
-        verdict = examine(
-            make_laboratory(subject), case, most=settings.samples, min_share=settings.min_share, seed=settings.seed
-        )
-        return correct([verdict], settings.min_share, settings.alpha)[0]
+        verdict = examine(make_laboratory(subject), case, most=settings.samples, seed=settings.seed)
+        return correct([verdict], [self.record["suspicion"]], make_standard(settings))[0]
 
 
 @dataclass(frozen=True)

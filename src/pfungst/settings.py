@@ -58,7 +58,14 @@ class Settings:
     seed: int = _setting(0, "Seed of everything random.", low=0)
     limit: int | None = _setting(None, "Use at most so many pictures, spread over the classes.", low=2)
     suspicion: float = _setting(
-        0.5, "Least suspicion (0..1) for a group to be tested; clean data stay below 0.5.", low=0, high=1
+        0.15, "Least suspicion (0..1) for a group to be tested; groups in clean data rarely reach 0.4.", low=0, high=1
+    )
+    separate: float = _setting(
+        0.3,
+        "Least suspicion for a finding to be confirmed; below it, experiments that work leave it open.",
+        low=0,
+        high=1,
+        advanced=True,
     )
     max_findings: int = _setting(12, "Test at most so many groups, the most suspicious ones.", low=1)
     min_size: int = _setting(8, "Least number of pictures in a group.", low=4, advanced=True)
@@ -66,6 +73,13 @@ class Settings:
     min_share: float = _setting(
         0.1,
         "Least effect that counts, as a share of the way from other classes' scores to the group's.",
+        low=0,
+        high=1,
+        advanced=True,
+    )
+    min_own: float = _setting(
+        0.5,
+        "Least part of a paste's effect that the same place of ordinary members must lack.",
         low=0,
         high=1,
         advanced=True,

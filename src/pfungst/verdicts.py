@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pfungst import heatmaps
 from pfungst.interventions import (
     Case,
     Evidence,
+    Standard,
     Verdict,
     correct,
     examine,
@@ -24,6 +25,7 @@ from pfungst.interventions import (
 )
 from pfungst.maps import READ, Progress, Subject
 from pfungst.regions import Laboratory, Region, control_masks, find_direction
+from pfungst.settings import Settings
 from pfungst.store import Run
 from pfungst.strategies import Candidate, rank_candidates
 from pfungst.vectors import unit_rows
@@ -36,6 +38,11 @@ def make_laboratory(subject: Subject) -> Laboratory:
     assert high is not None
     device = subject.settings.device
     return Laboratory(subject.lrp, subject.load, low.to(device), high.to(device), subject.settings.batch_size)
+
+
+def make_standard(settings: Settings) -> Standard:
+    """What the settings ask of the evidence."""
+    return Standard(settings.min_share, settings.min_own, settings.separate, settings.alpha)
 
 
 def make_case(run: Run, subject: Subject, candidate: Candidate) -> Case:
@@ -61,7 +68,7 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
         kept = run.read_json(f"findings/{name}/verdict.json")
         if kept is None:
             case = make_case(run, subject, candidate)
-            verdict = examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed)
+            verdict = examine(lab, case, most=settings.samples, seed=settings.seed)
             pictures = _draw(run, subject, lab, case, verdict, name)
             kept = {"verdict": _verdict_record(verdict), **pictures}
             run.write_table(f"findings/{name}/interventions.parquet", _columns(verdict.evidence))
@@ -69,7 +76,7 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
         verdicts.append(read_verdict(kept["verdict"]))
         entries.append((name, candidate, kept))
     progress("interventions", len(candidates), len(candidates))
-    final = correct(verdicts, settings.min_share, settings.alpha)
+    final = correct(verdicts, [candidate.suspicion for candidate in candidates], make_standard(settings))
     findings = [
         _finding(run, subject, name, rank, candidate, kept, verdict)
         for rank, ((name, candidate, kept), verdict) in enumerate(zip(entries, final, strict=True), 1)
@@ -88,21 +95,16 @@ def _columns(evidence: tuple[Evidence, ...]) -> dict[str, list[Any]]:
 def _verdict_record(verdict: Verdict) -> dict[str, Any]:
     region = verdict.region
     return {
-        "verdict": verdict.verdict,
-        "p": verdict.p,
         "distance": verdict.distance,
-        "reason": verdict.reason,
         "region": {"kind": region.kind, "source": region.source, "area": region.area},
         "evidence": [asdict(one) for one in verdict.evidence],
     }
 
 
 def read_verdict(record: dict[str, Any]) -> Verdict:
-    """A verdict from its record; the mask of a fixed region lies beside it as mask.png."""
+    """A verdict before its correction, from its record."""
     evidence = tuple(Evidence(**{**one, "interval": tuple(one["interval"])}) for one in record["evidence"])
-    return Verdict(
-        record["verdict"], record["p"], record["distance"], Region(**record["region"]), evidence, record["reason"]
-    )
+    return Verdict("open", 1.0, record["distance"], Region(**record["region"]), evidence, "")
 
 
 # ---- what a person reads ---------------------------------------------------------------------------------------------
@@ -196,7 +198,7 @@ def _draw(run: Run, subject: Subject, lab: Laboratory, case: Case, verdict: Verd
     folder = f"findings/{name}"
     members, others = typical_samples(run, subject, case)
     group, rest = observe(lab, case, members, others)
-    region = _fixed_again(verdict.region, group.cues)
+    region = verdict.region
     masks = region.masks(group.cues)
     mask = masks[0] if region.kind == "fixed" else masks.float().mean(0) > 0.5
     shown = masks[0] if region.kind == "fixed" else masks.float().mean(0)
@@ -217,15 +219,6 @@ def _draw(run: Run, subject: Subject, lab: Laboratory, case: Case, verdict: Verd
     box = [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1] if len(rows) else []
     place = describe_place(each.cpu().numpy(), region.kind)
     return {"exemplars": exemplars, "place": place, "box": box if region.kind == "fixed" else None}
-
-
-def _fixed_again(region: Region, cues: dict[str, Tensor]) -> Region:
-    """The region with its mask; one that was read from a record gets it from the mean map again."""
-    if region.kind == "fixed" and region.mask is None:
-        from pfungst.regions import mask_strongest
-
-        return replace(region, mask=mask_strongest(cues[region.source].mean(0, keepdim=True), region.area)[0])
-    return region
 
 
 def typical_samples(run: Run, subject: Subject, case: Case, count: int = 24) -> tuple[np.ndarray, np.ndarray]:
