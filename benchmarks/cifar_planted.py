@@ -161,8 +161,9 @@ def main() -> None:
                 truth = set(planted.get(finding.record["class"], [])) if kind == "planted" else set()
                 both = len(truth & set(finding.samples))
                 jaccard = both / len(truth | set(finding.samples))
-                row = (kind, seed, finding.record["class"], finding.id, finding.size, finding.suspicion,
-                       finding.verdict, round(jaccard, 3), finding.where["place"], used.get(finding.record["class"], ""))  # fmt: skip
+                label = finding.record["class"]
+                row = (kind, seed, label, finding.id, finding.size, finding.suspicion, finding.verdict,
+                       round(jaccard, 3), finding.where["place"], used.get(label, ""))  # fmt: skip
                 rows.append(row)
                 print("  ", *row, finding.reason)
             if not audit.findings:

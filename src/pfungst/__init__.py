@@ -3,7 +3,7 @@
     pfungst.LRP(model)(x)                        relevance of any PyTorch model, unmodified
     pfungst.audit(model, "images/", out="run")   systematic cheats of a model on a data set, each tested by experiment
 
-The story of an audit is told in ``pipeline.py``.  Importing this does no work: torch is loaded with the first name used.
+The story of an audit is told in ``pipeline.py``.  Importing this does no work: the first name used loads torch.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def draw_map(x: Sequence[float], y: Sequence[float], groups: Sequence[int], name
         for i in order
     )
     said = ", ".join(names.values()) or "no finding"
-    return f'<svg viewBox="0 0 300 200" role="img" aria-label="t-SNE map of the class, coloured: {escape(said)}">{dots}</svg>'
+    label = f"t-SNE map of the class, coloured: {escape(said)}"
+    return f'<svg viewBox="0 0 300 200" role="img" aria-label="{label}">{dots}</svg>'
 
 
 def draw_effects(evidence: Sequence[Mapping[str, Any]]) -> str:

@@ -41,6 +41,8 @@ def _flags(names: set[str] | None = None) -> Callable[[Callable[..., Any]], Call
 
 def _option(row: dataclasses.Field[Any]) -> dict[str, Any]:
     meta = row.metadata
+    if isinstance(row.default, bool):
+        return {"is_flag": True, "default": row.default, "help": meta["help"]}
     kind: Any = str
     if meta["choices"]:
         kind = click.Choice(list(meta["choices"]))

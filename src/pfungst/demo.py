@@ -14,6 +14,7 @@ gets a folder of pictures and a model, like anybody's.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 SIZE = 48  # pixels, height and width
 PREVALENCE = 0.25  # of a class gets its cue
 CUES = ("border", "tag", "disc")
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class SmallNet(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = [3, 16, 32, 64, 64]
-        for i, (before, after) in enumerate(zip(channels, channels[1:], strict=False)):
+        for i, (before, after) in enumerate(itertools.pairwise(channels)):
             layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
             layers += [nn.MaxPool2d(2)] if i < 3 else []
         self.features = nn.Sequential(*layers)
@@ -129,7 +132,7 @@ class SmallNet(nn.Module):
 
 
 def train(
-    images: Tensor, labels: Tensor, seed: int = 0, epochs: int = 12, progress: Callable[[int, int], None] | None = None
+    images: Tensor, labels: Tensor, seed: int = 0, epochs: int = 12, progress: Progress | None = None
 ) -> nn.Module:
     """Train ``SmallNet`` on ``images`` (n, 3, SIZE, SIZE) in -1..1; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -149,7 +152,7 @@ def train(
                 optimiser.step()
                 schedule.step()
             if progress:
-                progress(epoch + 1, epochs)
+                progress("training", epoch + 1, epochs)
     return model.eval()
 
 
@@ -201,7 +204,7 @@ def run_demo(
     out: Path,
     seed: int = 0,
     clean_twin: bool = True,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> DemoResult:
     """Make the data, train, audit, and compare with what was planted; everything is kept below ``out``."""
     tell = progress or (lambda stage, done, total: None)
@@ -211,14 +214,20 @@ def run_demo(
         folder = out / kind
         made = make_images(folder / "images", seed, cues)
         planted = planted or made
-        model = _trained(folder, seed, lambda d, t, kind=kind: tell(f"{kind}: training", d, t))
-        audits[kind] = audit_module(model, folder, seed, lambda s, d, t, kind=kind: tell(f"{kind}: {s}", d, t))
+        below = _named(tell, kind)
+        model = _trained(folder, seed, below)
+        audits[kind] = audit_module(model, folder, seed, below)
     matches = tuple(_match(one, audits["planted"].findings) for one in planted)
     return DemoResult(audits["planted"], audits.get("clean"), matches)
 
 
+def _named(tell: Progress, kind: str) -> Progress:
+    """Progress whose stages say which of the two data sets they are of."""
+    return lambda stage, done, total: tell(f"{kind}: {stage}", done, total)
+
+
 def build() -> nn.Module:
-    """The demo's network without its training: ``pfungst audit pfungst.demo:build IMAGES --weights model.safetensors``."""
+    """The demo's network, untrained: ``pfungst audit pfungst.demo:build IMAGES --weights model.safetensors``."""
     from pfungst.domains.preprocessing import Preprocess
 
     model = SmallNet()
@@ -227,14 +236,14 @@ def build() -> nn.Module:
     return model.eval()
 
 
-def audit_module(model: nn.Module, folder: Path, seed: int, progress: Callable[[str, int, int], None]) -> Any:
+def audit_module(model: nn.Module, folder: Path, seed: int, progress: Progress) -> Any:
     """The audit of one of the two data sets, by the call that users have."""
     from pfungst.pipeline import audit
 
     return audit(model, folder / "images", out=folder / "run", progress=progress, seed=seed, batch_size=64)
 
 
-def _trained(folder: Path, seed: int, progress: Callable[[int, int], None]) -> nn.Module:
+def _trained(folder: Path, seed: int, progress: Progress) -> nn.Module:
     """The network of a folder of pictures: read if it was trained before, trained and saved otherwise."""
     from safetensors.torch import load_file, save_file
 

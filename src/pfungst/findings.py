@@ -198,11 +198,11 @@ def score_groups(groups: Sequence[Group], views: Sequence[View], without: np.nda
     usable = np.flatnonzero((inside.sum(0) >= 4) & (outside.sum(0) >= 4))
     for row, view in enumerate(views):
         scores = held_out_scores(view, inside[:, usable], outside[:, usable])
-        for i, column in enumerate(usable):
+        for i, column in enumerate(usable.tolist()):
             depths[row, column] = valley_depth(scores[:, i], inside[:, column], outside[:, column])
     scored = []
     for column, group in enumerate(groups):
-        order = np.argsort(-depths[:, column], kind="stable")
+        order = np.argsort(-depths[:, column], kind="stable").tolist()
         best = depths[order[:_VIEWS_THAT_COUNT], column]
         clear = [views[i].name for i in order if depths[i, column] > _CLEAR] or [views[order[0]].name]
         scored.append(replace(group, suspicion=float(best.mean()), views=tuple(clear)))

@@ -58,10 +58,9 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
     preprocess = model.preprocess
     if preprocess is None:
         raise ModelError("the model does not say how pictures are prepared", "give --size, --mean and --std")
-    if preprocess.low is None:
+    if preprocess.low is None or preprocess.high is None:
         preprocess = _measured(data, preprocess, settings)
-    low, high = (bound[None, :, None, None].to(settings.device) for bound in (preprocess.low, preprocess.high))
-    lrp = LRP(model.module, settings.preset, bounds=(low, high))
+    lrp = LRP(model.module, settings.preset, bounds=_bounds(preprocess, settings.device))
     first = _first_readable(data, preprocess).to(settings.device)
     try:
         trace = lrp.trace(first)
@@ -81,6 +80,13 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
     return Subject(
         model, data, settings, lrp, preprocess, mode, only, choose_layers(trace.steps, settings.layers), classes
     )
+
+
+def _bounds(preprocess: Preprocess, device: str) -> tuple[Tensor, Tensor]:
+    """Smallest and greatest value of the model's input, each (1, C, 1, 1)."""
+    assert preprocess.low is not None
+    assert preprocess.high is not None
+    return preprocess.low[None, :, None, None].to(device), preprocess.high[None, :, None, None].to(device)
 
 
 def _first_readable(data: ImageData, preprocess: Preprocess) -> Tensor:
@@ -157,9 +163,7 @@ def map_relevance(run: Run, subject: Subject, progress: Progress) -> None:
     for block in blocks:
         if block not in done:
             rows = np.arange(block * BLOCK, min(count, (block + 1) * BLOCK))
-            arrays, skipped = _map_block(
-                subject, rows, lambda m, start=rows[0]: progress("relevance", int(start) + m, count)
-            )
+            arrays, skipped = _map_block(subject, rows, progress)
             shapes = {name: (tuple(a.shape[1:]), str(a.dtype)) for name, a in arrays.items()}
             run.create_arrays(count, shapes)
             run.write_json(f"skipped/{block:06d}.json", {subject.data.ids[row]: why for row, why in skipped.items()})
@@ -167,9 +171,7 @@ def map_relevance(run: Run, subject: Subject, progress: Progress) -> None:
         progress("relevance", min(count, (block + 1) * BLOCK), count)
 
 
-def _map_block(
-    subject: Subject, rows: np.ndarray, progress: Callable[[int], None]
-) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+def _map_block(subject: Subject, rows: np.ndarray, progress: Progress) -> tuple[dict[str, np.ndarray], dict[int, str]]:
     """All arrays of one block, rows of unreadable pictures left at zero."""
     settings = subject.settings
     arrays: dict[str, np.ndarray] = {}
@@ -183,7 +185,7 @@ def _map_block(
                 if name not in arrays:
                     arrays[name] = np.zeros((len(rows), *values.shape[1:]), values.dtype)
                 arrays[name][np.asarray(ok) - rows[0]] = values
-        progress(start + len(batch))
+        progress("relevance", int(batch[-1]) + 1, len(subject.data))
     if not arrays:  # nothing readable in this block: the arrays' shapes come from the layers
         empty = explain_batch(subject, _first_readable(subject.data, subject.preprocess), rows[:1])
         arrays = {name: np.zeros((len(rows), *values.shape[1:]), values.dtype) for name, values in empty.items()}
@@ -201,8 +203,9 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
     labels = torch.as_tensor(subject.data.labels[rows], device=output.device)
     target = prediction if subject.mode == "predicted" else torch.where(labels >= 0, labels, prediction)
     result = trace.relevance(target, last=True)
+    grid = subject.settings.grid
     arrays = {
-        "where": pool_maps(result.scores, subject.settings.grid),
+        "where": pool_maps(result.scores, grid).reshape(-1, grid, grid),
         "explained": result.explained,
         "absorbed": result.absorbed,
         "target": target,
@@ -211,6 +214,8 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
         "target_probability": output.softmax(1).gather(1, target[:, None])[:, 0],
         "status": torch.full_like(prediction, READ),
     }
+    if subject.settings.full_maps:
+        arrays["relevance"] = result.scores.sum(1)
     for layer in subject.layers:
         arrays[f"what:{layer}"], arrays[f"strongest:{layer}"] = pool_channels(result.layers[layer])
     wide = {"absorbed": np.float64, "target": np.int32, "prediction": np.int32, "status": np.uint8}

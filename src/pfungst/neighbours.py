@@ -18,21 +18,34 @@ def join_neighbours(vectors: np.ndarray, k: int | None = None) -> csr_matrix:
 
     Exact duplicates are safe: a sample is never its own neighbour, whatever its place in the list of the nearest.
     """
-    import faiss
-
     n = len(vectors)
     k = min(neighbour_count(n) if k is None else k, n - 1)
     if k < 1:
         return csr_matrix((n, n))
+    nearest, _ = find_nearest(vectors, k)
+    graph = csr_matrix((np.ones(nearest.size), (np.repeat(np.arange(n), k), nearest.ravel())), shape=(n, n))
+    return graph.maximum(graph.T).tocsr()
+
+
+def find_nearest(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k < n nearest others of each sample, nearest first, and their Euclidean distances, each (n, k)."""
+    import faiss
+
     data = np.ascontiguousarray(vectors, dtype=np.float32)
     index = faiss.IndexFlatL2(data.shape[1])
     index.add(data)
-    _, nearest = index.search(data, k + 1)
-    rows, columns = [], []
-    for i, found in enumerate(nearest):
-        others = found[(found != i) & (found >= 0)][:k]
-        rows.append(np.full(len(others), i))
-        columns.append(others)
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    graph = csr_matrix((np.ones(len(row)), (row, column)), shape=(n, n))
-    return graph.maximum(graph.T).tocsr()
+    squares, nearest = index.search(data, k + 1)
+    own = nearest == np.arange(len(data))[:, None]
+    own[~own.any(1), -1] = True  # more than k duplicates: the sample itself is not in its list, the last goes
+    distances = np.sqrt(np.maximum(squares[~own].reshape(len(data), k), 0))
+    return nearest[~own].reshape(len(data), k), distances
+
+
+def measure_outliers(vectors: np.ndarray) -> np.ndarray:
+    """Outlier score of each sample, (n,): mean distance to its k nearest over the median of that; about 1 is usual."""
+    k = min(neighbour_count(len(vectors)), len(vectors) - 1)
+    if k < 1:
+        return np.ones(len(vectors))
+    means = find_nearest(vectors, k)[1].mean(1)
+    middle = float(np.median(means))
+    return means / middle if middle > 0 else np.ones(len(vectors))

@@ -26,7 +26,7 @@ from pfungst.models import LoadedModel, load_model
 from pfungst.reports import write_report
 from pfungst.settings import Settings
 from pfungst.store import Run
-from pfungst.strategies import find_strategies, rank_candidates, set_aside
+from pfungst.strategies import find_strategies, rank_candidates, read_strategies, set_aside
 from pfungst.verdicts import make_case, make_laboratory, make_standard, prove_findings
 
 
@@ -126,18 +126,14 @@ def _version(package: str) -> str:
 
 def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
     """``samples.parquet``: one row a sample, with everything that pandas or DuckDB users ask for."""
-    reasons = set_aside(run, subject)
-    findings = {row: f["id"] for f in run.read_json("findings.json")["findings"] for row in f["samples"]}
-    place = {
-        row: (entry["cluster"][i], entry["x"][i], entry["y"][i])
-        for path in sorted((run.path / "classes").glob("*.json"))
-        for entry in [run.read_json(f"classes/{path.name}")]
-        if "cluster" in entry
-        for i, row in enumerate(entry["rows"])
-    }
     data, names = subject.data, subject.classes
-    spots = [place.get(row, (None, None, None)) for row in range(len(data))]
-    columns = {
+    findings = {sample: f["id"] for f in run.read_json("findings.json")["findings"] for sample in f["samples"]}
+    place: dict[str, list[Any]] = {key: [None] * len(data) for key in ("cluster", "x", "y", "outlier")}
+    for entry in read_strategies(run):
+        for key, column in place.items():
+            for row, value in zip(entry["rows"], entry.get(key, ()), strict=False):
+                column[row] = value
+    columns: dict[str, Any] = {
         "id": list(data.ids),
         "path": [str(path) for path in data.paths],
         "label": [names[label] if label >= 0 else None for label in data.labels],
@@ -146,12 +142,13 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
         "class": [names[index] for index in run.read_array("target")],
         "score": run.read_array("explained"),
         "absorbed": run.read_array("absorbed"),
-        "cluster": [spot[0] for spot in spots],
-        "x": [spot[1] for spot in spots],
-        "y": [spot[2] for spot in spots],
+        **place,
         "finding": [findings.get(name) for name in data.ids],
-        "set_aside": reasons,
+        "set_aside": set_aside(run, subject),
     }
+    if data.metadata is not None:
+        for name in data.metadata.column_names:
+            columns[name if name not in columns else f"metadata:{name}"] = data.metadata.column(name)
     run.write_table("samples.parquet", columns)
 
 

@@ -2,7 +2,7 @@
 
 Two kinds of map lead there.  From pixels: a sample's relevance less the mean relevance of its class outside the
 group.  From a layer: relevance by channel, weighted by the direction that tells the group from the rest, so that a
-cue may move from picture to picture.  A region is *fixed* (one mask, from the mean map) or *moving* (one mask a sample).
+cue may move from picture to picture.  A region is *fixed* (one mask, from the mean map) or *moving* (one a sample).
 """
 
 from __future__ import annotations

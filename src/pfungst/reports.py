@@ -124,7 +124,7 @@ def _classes(run: Run, findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _rows_of(entry: dict[str, Any], finding: dict[str, Any]) -> list[int]:
     for group in entry["groups"]:
         if group["suspicion"] == finding["suspicion"] and len(group["rows"]) == finding["size"]:
-            return group["rows"]  # type: ignore[no-any-return]
+            return group["rows"]
     return []
 
 

@@ -90,6 +90,7 @@ class Settings:
     grid: int = _setting(20, "Relevance maps are pooled to a grid of this side.", low=4, high=64, advanced=True)
     layers: int = _setting(4, "Layers whose channels are looked at.", low=1, high=16, advanced=True)
     null_draws: int = _setting(19, "Null draws for the number of clusters.", low=0, high=999, advanced=True)
+    full_maps: bool = _setting(False, "Keep the whole relevance map of every picture, in relevance.zarr.")
     exemplars: int = _setting(6, "Example pictures a finding shows.", low=1, high=24, advanced=True)
 
     def __post_init__(self) -> None:

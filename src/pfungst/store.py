@@ -21,6 +21,21 @@ from pfungst.errors import RunError
 VERSION = 1
 BLOCK = 256  # samples a chunk: the unit that is done or not done
 
+# What the arrays mean, written beside each; a name may go on with the layer: "what:layer3.0.conv1".
+ARRAYS = {
+    "where": "relevance of the input, summed over channels and pooled by area to a grid (sums and signs kept)",
+    "what": "relevance at the output of the named layer, by channel, summed over places",
+    "strongest": "relevance at the output of the named layer, by channel, its greatest value over places",
+    "relevance": "relevance of the input, summed over channels, one value a pixel of the model's input",
+    "explained": "the output (logit) that is explained: target",
+    "absorbed": "part of the output that biases and stabilisers took: explained = sum of relevance + absorbed",
+    "target": "index of the explained class",
+    "prediction": "index of the greatest output",
+    "probability": "softmax of the greatest output",
+    "target_probability": "softmax of the explained output",
+    "status": "1: read and explained, 0: could not be read",
+}
+
 
 class Run:
     """One run folder.  ``identity`` is what must be the same for the folder to be gone on with."""
@@ -84,7 +99,7 @@ class Run:
         description = self.read_json("run.json")
         if description is None:
             raise RunError(f"{self.path} is no run folder", "give the folder that `pfungst audit --out` wrote")
-        return description  # type: ignore[no-any-return]
+        return description
 
     # ---- files
 
@@ -126,23 +141,29 @@ class Run:
     # ---- arrays of all samples
 
     def create_arrays(self, count: int, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
-        """Make ``pooled.zarr`` with one array a name: (shape of one sample, dtype); existing arrays are kept."""
+        """Make one array a name, (shape of one sample, dtype); existing ones are kept.  Chunks carry a checksum."""
         import zarr
+        from zarr.codecs import Crc32cCodec, ZstdCodec
 
         with writing(self.path):
-            group = zarr.open_group(self.path / "pooled.zarr", mode="a")
             for name, (shape, dtype) in shapes.items():
+                group = zarr.open_group(self.path / _home(name), mode="a")
                 if name not in group:
-                    group.create_array(name, shape=(count, *shape), chunks=(BLOCK, *shape), dtype=dtype)
+                    codecs = [ZstdCodec(level=3), Crc32cCodec()]
+                    chunks = (BLOCK, *shape)
+                    array = group.create_array(
+                        name, shape=(count, *shape), chunks=chunks, dtype=dtype, compressors=codecs
+                    )
+                    array.attrs["meaning"] = ARRAYS[name.partition(":")[0]]
 
     def write_block(self, block: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write the samples of one block and only then record it as done."""
         import zarr
 
         with writing(self.path):
-            group = zarr.open_group(self.path / "pooled.zarr", mode="r+")
             for name, values in arrays.items():
-                group[name][block * BLOCK : block * BLOCK + len(values)] = values
+                array: Any = zarr.open_group(self.path / _home(name), mode="r+")[name]
+                array[block * BLOCK : block * BLOCK + len(values)] = values
         done = self.blocks_done()
         self.write_json("blocks.json", sorted({*done, block}))
 
@@ -151,12 +172,28 @@ class Run:
         return self.read_json("blocks.json") or []
 
     def read_array(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """Some rows of an array of ``pooled.zarr`` (all of them by default)."""
+        """Some rows of an array (all of them by default)."""
         import zarr
 
-        array: Any = zarr.open_group(self.path / "pooled.zarr", mode="r")[name]
-        result: np.ndarray = np.asarray(array[:] if rows is None else array.oindex[rows])
+        try:
+            array: Any = zarr.open_group(self.path / _home(name), mode="r")[name]
+            result: np.ndarray = np.asarray(array[:] if rows is None else array.oindex[rows])
+        except (KeyError, FileNotFoundError):
+            raise RunError(f"{self.path} holds no {name!r}", "give --out another folder") from None
+        except (ValueError, RuntimeError, OSError) as error:
+            raise RunError(
+                f"{self.path / _home(name)}/{name} is damaged: {error}", "give --out another folder"
+            ) from None
         return result
+
+    def read_view(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Some rows of a view, each as one vector, (rows, d) float64."""
+        return self.read_array(name, rows).reshape(len(rows), -1).astype(np.float64)
+
+
+def _home(name: str) -> str:
+    """Whole maps are large and kept only on request, so they have a store of their own."""
+    return "relevance.zarr" if name == "relevance" else "pooled.zarr"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 from pfungst.embeddings import embed
 from pfungst.findings import find_groups
 from pfungst.maps import READ, Progress, Subject
+from pfungst.neighbours import measure_outliers
 from pfungst.spectra import cluster_samples
 from pfungst.store import Run
 from pfungst.vectors import gate_maps, unit_rows
@@ -37,7 +38,7 @@ def set_aside(run: Run, subject: Subject) -> list[str]:
     target, prediction = run.read_array("target"), run.read_array("prediction")
     reasons = [""] * len(status)
     readable = np.flatnonzero(status == READ)
-    gates = gate_maps(run.read_array("where")[readable], explained[readable], absorbed[readable])
+    gates = gate_maps(run.read_view("where", readable), explained[readable], absorbed[readable])
     positive = {int(c): np.median(explained[readable][target[readable] == c]) > 0 for c in np.unique(target[readable])}
     for row, reason in zip(readable, gates, strict=True):
         if not reason and target[row] != prediction[row]:
@@ -75,11 +76,12 @@ def _analyse_class(run: Run, subject: Subject, index: int, rows: np.ndarray) -> 
         note = f"too few samples to look for groups: {len(rows)}, at least {least} are needed"
         return {**entry, "note": note, "groups": []}
     names = ["where", *(f"{kind}:{layer}" for kind in ("what", "strongest") for layer in subject.layers)]
-    views = {name: run.read_array(name, rows) for name in names}
+    views = {name: run.read_view(name, rows) for name in names}
     groups, spectrum = find_groups(
         views, min_size=settings.min_size, null_draws=settings.null_draws, seed=settings.seed
     )
-    coordinates = embed(unit_rows(views["where"].astype(np.float64)), settings.seed)
+    places = unit_rows(views["where"])
+    coordinates = embed(places, settings.seed)
     return {
         **entry,
         "eigenvalues": [round(float(v), 6) for v in spectrum.eigenvalues],
@@ -87,6 +89,7 @@ def _analyse_class(run: Run, subject: Subject, index: int, rows: np.ndarray) -> 
         "gap": spectrum.gap,
         "p": None if np.isnan(spectrum.p) else spectrum.p,
         "cluster": cluster_samples(spectrum, min(spectrum.clusters, 8), settings.seed).tolist(),
+        "outlier": [round(float(v), 4) for v in measure_outliers(places)],
         "x": [round(float(v), 4) for v in coordinates[:, 0]],
         "y": [round(float(v), 4) for v in coordinates[:, 1]],
         "groups": [

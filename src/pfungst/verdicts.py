@@ -49,7 +49,7 @@ def make_case(run: Run, subject: Subject, candidate: Candidate) -> Case:
     """What the laboratory needs to know of a candidate."""
     rows = np.sort(np.concatenate([candidate.members, candidate.others]))
     inside = np.isin(rows, candidate.members)
-    directions = tuple(find_direction(layer, run.read_array(f"what:{layer}", rows), inside) for layer in subject.layers)
+    directions = tuple(find_direction(layer, run.read_view(f"what:{layer}", rows), inside) for layer in subject.layers)
     index = candidate.class_index
     labels, prediction = subject.data.labels, run.read_array("prediction")
     foreign = (labels != index) & (prediction != index) & (run.read_array("status") == READ)
@@ -223,9 +223,7 @@ def _draw(run: Run, subject: Subject, lab: Laboratory, case: Case, verdict: Verd
 
 def typical_samples(run: Run, subject: Subject, case: Case, count: int = 24) -> tuple[np.ndarray, np.ndarray]:
     """The members most unlike the rest of their class, those first, and as many of the rest."""
-    inside, outside = (
-        unit_rows(run.read_array(case.view, rows).astype(np.float64)) for rows in (case.members, case.others)
-    )
+    inside, outside = (unit_rows(run.read_view(case.view, rows)) for rows in (case.members, case.others))
     order = np.argsort(-inside @ (inside.mean(0) - outside.mean(0)), kind="stable")
     rng = np.random.default_rng([subject.settings.seed, 1])
     return case.members[order[:count]], rng.permutation(case.others)[:count]
