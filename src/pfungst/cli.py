@@ -229,13 +229,17 @@ def _print_findings(result: Any, title: str = "Findings, most suspicious first")
 
     console = Console()
     findings = result.findings
-    if findings:
-        console.print(_findings_table(findings, title))
+    shown = [one for one in findings if one.verdict != "refuted"]
+    if shown:
+        console.print(_findings_table(shown, title))
         console.print(
             "cut, paste: effect on the class's score beyond the matched control; "
             "flips: pictures of other classes that the paste turns into this class",
             style="dim",
         )
+    if findings:
+        refuted = len(findings) - len(shown)
+        console.print(f"{len(findings)} groups of pictures tested, {refuted} refuted (the report shows them too).")
     else:
         console.print("Nothing found with these settings. (That is no proof that there is no bias.)")
     console.print(f"Report: {result.report}", soft_wrap=True, highlight=False)

@@ -187,9 +187,12 @@ class DemoResult:
                 overlap = f"same pictures: {match.jaccard:.0%}"
                 lines.append(f"{planted}: {match.finding.id} {match.finding.verdict} ({overlap})")
         matched = {m.finding.id for m in self.matches if m.finding is not None}
-        for finding in self.audit.findings:
-            if finding.id not in matched:
-                lines.append(f"  not planted: {finding.id} {finding.verdict}, class {finding.record['class']}")
+        others = [finding for finding in self.audit.findings if finding.id not in matched]
+        for finding in others:
+            if finding.verdict == "confirmed":
+                lines.append(f"  FALSE ALARM: {finding.id}, class {finding.record['class']}, was not planted")
+        left = [sum(finding.verdict == verdict for finding in others) for verdict in ("refuted", "open")]
+        lines.append(f"  Other groups that were tested: {left[0]} refuted, {left[1]} left open.")
         if self.twin is not None:
             confirmed = [f for f in self.twin.findings if f.verdict == "confirmed"]
             tested = len(self.twin.findings)

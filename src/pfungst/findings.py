@@ -68,7 +68,7 @@ def find_groups(
                 if min_size <= len(members) <= max_share * n:
                     groups.append(Group(members, (name,)))
         prepared = [prepare_view(name, matrix, seed) for name, matrix in rows.items()]
-        return rank_groups(_unique(groups), prepared), spectrum
+        return rank_groups(_unique(groups), prepared, min_size), spectrum
 
 
 def principal_coordinates(vectors: np.ndarray, dimensions: int) -> np.ndarray:
@@ -183,7 +183,7 @@ def valley_depth(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) ->
 def score_groups(groups: Sequence[Group], views: Sequence[View], without: np.ndarray | None = None) -> list[Group]:
     """The groups with their suspicion: the mean valley depth over the views that separate each best.
 
-    ``without``: rows that do not count to the rest of the class, because another group has them.
+    ``without``: rows that count to nothing, because another group has them; no group may have members among them.
     """
     if not groups:
         return []
@@ -209,11 +209,12 @@ def score_groups(groups: Sequence[Group], views: Sequence[View], without: np.nda
     return scored
 
 
-def rank_groups(groups: list[Group], views: Sequence[View]) -> list[Group]:
+def rank_groups(groups: list[Group], views: Sequence[View], min_size: int = 8) -> list[Group]:
     """Groups scored, most suspicious first, each kind once.
 
-    A group that is much like a more suspicious one, or mostly a part of it, is left out.  What splits a class also
-    sets the rest of it apart, so each group is scored against its class without the members of the groups before it.
+    A group that is much like a more suspicious one, or mostly a part of it, is left out.  A group that is clearly
+    apart also sets apart whatever holds some of its members, and the rest of its class; so its members are taken out
+    of the class, and the other groups go on with what they have left.
     """
     left = score_groups(groups, views)
     kept: list[Group] = []
@@ -227,8 +228,12 @@ def rank_groups(groups: list[Group], views: Sequence[View]) -> list[Group]:
         if first.suspicion < _CLEAR:
             continue
         taken = np.union1d(taken, first.members)
-        again = score_groups(left, views, taken)
-        left = [replace(a, suspicion=min(a.suspicion, b.suspicion)) for a, b in zip(left, again, strict=True)]
+        rest = [replace(group, members=np.setdiff1d(group.members, taken)) for group in left]
+        rest = [group for group in rest if len(group.members) >= min_size]
+        left = [
+            replace(again, suspicion=min(before.suspicion, again.suspicion))
+            for before, again in zip(rest, score_groups(rest, views, taken), strict=True)
+        ]
     return kept
 
 

@@ -155,8 +155,8 @@ def _summary(verdict: Verdict, label: str, size: int, total: int, place: str) ->
             f"{pasted.flips:.0%} of them into {label!r} ({pasted.control_flips:.0%} with the control)."
         )
     if verdict.verdict == "refuted":
-        return f"{group} have a pattern of their own at {place}, but the model does not depend on it: {verdict.reason}."
-    return f"{group} have a pattern of their own at {place}; the experiments decide neither way: {verdict.reason}."
+        return f"{group} are alike in their relevance, but the model does not depend on {place}: {verdict.reason}."
+    return f"{group} are alike in their relevance; whether by {place} is open: {verdict.reason}."
 
 
 def describe_place(mask: np.ndarray, kind: str) -> str:
