@@ -77,7 +77,9 @@ def test_of_a_few_samples_all_are_joined(n: int) -> None:
 def test_graph_does_not_depend_on_the_order_of_samples() -> None:
     vectors = np.random.default_rng(1).normal(size=(120, 8))
     order = np.random.default_rng(2).permutation(120)
-    assert np.array_equal(join_neighbours(vectors[order]).toarray(), join_neighbours(vectors).toarray()[order][:, order])
+    assert np.array_equal(
+        join_neighbours(vectors[order]).toarray(), join_neighbours(vectors).toarray()[order][:, order]
+    )
 
 
 def test_nearest_are_those_of_a_slow_search() -> None:

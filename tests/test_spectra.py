@@ -49,6 +49,19 @@ def test_eigenvalues_are_those_of_the_dense_laplacian(n: int) -> None:
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(12), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("n", [300, 700])
+def test_the_smallest_eigenvalues_are_taken_where_others_are_as_far_from_one(n: int) -> None:
+    # Two halves with edges between them only: the spectrum is symmetric about 1, from 0 to 2.
+    rng = np.random.default_rng(0)
+    weights = np.zeros((n, n))
+    for i in range(n // 2):
+        weights[i, n // 2 + rng.choice(n // 2, 4, replace=False)] = 1
+    graph = csr_matrix(np.maximum(weights, weights.T))
+    values, _ = decompose(graph, 8)
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(_laplacian(graph))[:8], rtol=0, atol=1e-10)
+    assert values.max() < 1
+
+
 @pytest.mark.parametrize("sizes", [[150, 150, 150], [60, 40, 20, 10, 5], [400, 200, 100, 12], [300] * 3, [200] * 5])
 def test_zero_eigenvalues_are_as_many_as_components(sizes: list[int]) -> None:
     vectors, labels = _clusters(sizes, 1e-3)
@@ -109,6 +122,19 @@ def test_one_cloud_shows_no_clusters() -> None:
             assert spectrum.clusters == spectrum.components.max() + 1
 
 
+def test_p_is_that_of_clouds_with_the_same_mean_and_covariance() -> None:
+    vectors = _cloud(60, seed=3)
+    gap = log_ratio_gaps(decompose(join_neighbours(vectors), 12)[0]).max()
+    rng = np.random.default_rng(99)
+    draws = rng.multivariate_normal(vectors.mean(0), np.cov(vectors.T, bias=True), (400, 60))
+    null = [log_ratio_gaps(decompose(join_neighbours(unit_rows(draw)), 12)[0]).max() for draw in draws]
+    p = np.mean([value >= gap for value in null])
+    assert 0.1 < p < 0.9
+    spectrum = measure_spectrum(vectors, null_draws=199)
+    assert spectrum.gap == pytest.approx(gap)
+    assert abs(spectrum.p - p) < 4 * math.sqrt(p * (1 - p) * (1 / 199 + 1 / 400))
+
+
 def test_p_is_the_share_of_null_draws_with_so_great_a_gap() -> None:
     vectors, _ = _clusters([60, 60], 0.1)
     assert measure_spectrum(vectors, null_draws=39).p == 1 / 40
@@ -159,3 +185,16 @@ def test_clusters_and_spectra_are_the_same_again() -> None:
     assert np.array_equal(first.eigenvectors, second.eigenvectors)
     assert (first.p, first.gap, first.clusters) == (second.p, second.gap, second.clusters)
     assert np.array_equal(cluster_samples(first, 4, seed=1), cluster_samples(second, 4, seed=1))
+
+
+@pytest.mark.parametrize("sizes", [[80] * 11, [108] * 11 + [12], [108] * 6 + [552]])
+def test_every_component_of_a_large_graph_has_its_zero(sizes: list[int]) -> None:
+    """An iterative solver with one start vector misses copies of a multiple eigenvalue, whatever its tolerance."""
+    vectors, labels = _clusters(sizes, 0.02)
+    graph = join_neighbours(vectors)
+    values, eigenvectors = decompose(graph, 14)
+    assert (values < 1e-9).sum() == len(sizes) == find_components(graph).max() + 1
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(_laplacian(graph))[:14], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(eigenvectors.T @ eigenvectors, np.eye(14), rtol=0, atol=1e-10)
+    spectrum = measure_spectrum(vectors, count=14, null_draws=0)
+    assert adjusted_rand_score(labels, cluster_samples(spectrum, len(sizes))) == 1

@@ -189,20 +189,26 @@ def _progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     tasks: dict[str, Any] = {}
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bars:
+    bars = Progress(*columns, console=Console(stderr=True), disable=quiet)
 
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            bars.start()  # no sooner: bars that were never shown leave a blank line before an error's message
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done, total=total)
 
+    try:
         yield tell
+    finally:
+        if tasks:
+            bars.stop()
 
 
 _STYLES = {"confirmed": "bold red", "refuted": "green", "open": "yellow"}
 
 
 def _findings_table(findings: list[Any], title: str) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", caption_justify="left", show_lines=True)
@@ -216,7 +222,7 @@ def _findings_table(findings: list[Any], title: str) -> Any:
         table.add_row(
             one.id,
             f"[{_STYLES[one.verdict]}]{one.verdict}[/]",
-            f"class {one.record['class']}, {one.size} pictures ({one.prevalence:.0%}): {one.where['place']}",
+            escape(f"class {one.record['class']}, {one.size} pictures ({one.prevalence:.0%}): {one.where['place']}"),
             f"{tests['cut:colour']['effect']:+.1f}",
             f"{pasted['effect']:+.1f}" if pasted else "-",
             f"{pasted['flips']:.0%}" if pasted else "-",
@@ -242,7 +248,7 @@ def _print_findings(result: Any, title: str = "Findings, most suspicious first")
         console.print(f"{len(findings)} groups of pictures tested, {refuted} refuted (the report shows them too).")
     else:
         console.print("Nothing found with these settings. (That is no proof that there is no bias.)")
-    console.print(f"Report: {result.report}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {result.report}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_explanations(found: list[Any], out: Path) -> None:
@@ -250,9 +256,11 @@ def _print_explanations(found: list[Any], out: Path) -> None:
 
     console = Console()
     skipped = [one for one in found if getattr(one, "skipped", "")]
-    console.print(f"{len(found) - len(skipped)} pictures explained in {out}", soft_wrap=True, highlight=False)
+    done = len(found) - len(skipped)
+    console.print(f"{done} pictures explained in {out}", soft_wrap=True, highlight=False, markup=False)
     for one in skipped:
-        console.print(f"  skipped {one.path}: {one.skipped}", style="yellow", soft_wrap=True, highlight=False)
+        line = f"  skipped {one.path}: {one.skipped}"
+        console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_demo(results: Any) -> None:

@@ -18,6 +18,10 @@ def embed(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
     if n < 8:
         return np.column_stack([np.arange(n), np.zeros(n)]).astype(float)
     data = np.ascontiguousarray(vectors, dtype=np.float64)
+    if data.shape[1] < 2:
+        data = np.column_stack([data, np.zeros(n)])
+    if not np.ptp(data, axis=0).any():
+        return np.zeros((n, 2))
     tsne = TSNE(
         perplexity=min(30, (n - 1) / 3),
         initialization="pca",

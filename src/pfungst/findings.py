@@ -148,7 +148,8 @@ def held_out_scores(view: View, inside: np.ndarray, outside: np.ndarray) -> np.n
     """Scores of all samples along the discriminant of each group, fitted without the sample's own fold, (n, groups).
 
     ``inside``, ``outside``: (n, groups) bool.  A score is about +0.5 inside and -0.5 outside.  The covariance of all
-    samples stands in for the one within the groups: the direction is the same (Sherman-Morrison).
+    samples stands in for the one within the groups: the direction is the same (Sherman-Morrison), as long as every
+    sample is in one of the two.
     """
     scores = np.zeros(inside.shape)
     for held, precision in enumerate(view.precision):
@@ -167,8 +168,10 @@ def held_out_scores(view: View, inside: np.ndarray, outside: np.ndarray) -> np.n
 def valley_depth(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> float:
     """How deep a valley of density lies between the group and the rest, 0 (none: one cloud) to 1 (a clean gap).
 
-    1 - (lowest density between the two modes) / (lower of the densities at the modes), for scores (n,) of samples.
-    A group that only cuts a piece off one cloud has no valley, however well it can be told apart.
+    1 - (lowest density between the two modes) / (lower of the densities at the modes), for scores (n,) of samples,
+    times the Jaccard index of the group, or of the rest if that is less, with the samples on its side of the valley.
+    A group that only cuts a piece off one cloud has no valley, however well it can be told apart; a part of a group
+    that stands apart has one, but does not fill its side.
     """
     high, low = np.median(scores[inside]), np.median(scores[outside])
     if not high > low:
@@ -177,7 +180,16 @@ def valley_depth(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) ->
     points = np.linspace(low, high, 41)
     density = np.exp(-0.5 * ((points[:, None] - scores[inside | outside]) / width) ** 2).sum(1)
     left, right = int(density[:20].argmax()), 21 + int(density[21:].argmax())
-    return float(1 - density[left : right + 1].min() / min(density[left], density[right]))
+    lower = min(density[left], density[right])
+    if not lower > 0:
+        return 0.0
+    bottom = left + int(density[left : right + 1].argmin())
+    beyond = scores > points[bottom]
+    fills = min(
+        (inside & beyond).sum() / (inside | (beyond & outside)).sum(),
+        (outside & ~beyond).sum() / (outside | (~beyond & inside)).sum(),
+    )
+    return float((1 - density[bottom] / lower) * fills)
 
 
 def score_groups(groups: Sequence[Group], views: Sequence[View], without: np.ndarray | None = None) -> list[Group]:

@@ -193,7 +193,7 @@ def examine(lab: Laboratory, case: Case, *, most: int = 48, seed: int = 0) -> Ve
     outsiders = lab.load(picked[2].tolist())
     reference = lab.ask(outsiders if len(outsiders) else others.inputs)
     distance = float(lab.ask(members.inputs)[:, case.target].mean() - reference[:, case.target].mean())
-    design, test = np.array_split(np.arange(len(members.inputs)), [max(4, len(members.inputs) // 3)])
+    design, test = np.array_split(np.arange(len(members.inputs)), [max(3, len(members.inputs) // 3)])
     region = _choose_region(lab, case.target, members.take(design), others, outsiders, rng)
     group = members.take(test)
     evidence = [*_test_cuts(lab, case.target, group, others, region, rng, seed)]
@@ -252,12 +252,9 @@ def _choose_region(
         gains.append(float((own - same + before - exchanged).mean()))
     enough = 0.75 * max(gains)
     area = min((region.area for region, gain in zip(regions, gains, strict=True) if gain >= enough), default=AREAS[-1])
-    best = {
-        kind: max((i for i, r in enumerate(regions) if r.area == area and r.kind == kind), key=lambda i: gains[i])
-        for kind in ("fixed", "moving")
-    }
-    kind = "fixed" if gains[best["fixed"]] >= 0.9 * gains[best["moving"]] else "moving"
-    return regions[best[kind]]
+    ranked = sorted((i for i, region in enumerate(regions) if region.area == area), key=lambda i: -gains[i])
+    fixed = next(i for i in ranked if regions[i].kind == "fixed")
+    return regions[fixed if gains[fixed] >= 0.9 * gains[ranked[0]] else ranked[0]]
 
 
 def _changes(lab: Laboratory, changed: Tensor, before: Tensor, target: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pfungst.domains.image import ImageData, Preprocess, load_batch
+from pfungst.domains.labels import shorten
 from pfungst.errors import DataError, ModelError, PfungstError
 from pfungst.lrp import LRP
 from pfungst.models import LoadedModel
@@ -64,11 +65,13 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
     first = _first_readable(data, preprocess).to(settings.device)
     try:
         trace = lrp.trace(first)
-    except (RuntimeError, IndexError, ValueError) as error:
+    except PfungstError:
+        raise
+    except Exception as error:  # A user's own forward may raise anything.
         raise ModelError(
-            f"the model cannot take an input of shape {tuple(first.shape)}: {str(error).splitlines()[0]}",
+            f"the model cannot take an input of shape {tuple(first.shape)}: {_first_line(error)}",
             "check --size and --channels (L is one grey channel), and --mean/--std with one value a channel",
-        ) from None
+        ) from error
     if not bool(torch.isfinite(trace.output).all()):
         raise ModelError(
             "the model returns NaN or infinity for the first picture",
@@ -115,15 +118,16 @@ def _class_names(model: LoadedModel, data: ImageData, outputs: int) -> tuple[str
     names = model.classes or data.classes or tuple(str(i) for i in range(outputs))
     if len(names) > outputs:
         raise ModelError(
-            f"there are {len(names)} classes ({', '.join(names[:4])}, ...), but the model has {outputs} outputs",
+            f"there are {len(names)} classes ({shorten(names)}), but the model has {outputs} outputs",
             "give --classes FILE with the model's own class names, or remove folders that are no classes",
         )
-    if model.classes is None and data.classes and len(names) < outputs:
+    if len(names) < outputs:
+        whose = "the data name" if model.classes is None else "the class names are of"
         raise ModelError(
-            f"the model has {outputs} outputs, but the data name {len(names)} classes: which is which is not known",
+            f"the model has {outputs} outputs, but {whose} {len(names)} classes: which is which is not known",
             "give --classes FILE with the model's class names, one a line, in the order of its outputs",
         )
-    return names + tuple(f"output {i}" for i in range(len(names), outputs))
+    return names
 
 
 def _target(target: str, data: ImageData, classes: tuple[str, ...]) -> tuple[str, int | None]:
@@ -172,19 +176,22 @@ def map_relevance(run: Run, subject: Subject, progress: Progress) -> None:
 
 
 def _map_block(subject: Subject, rows: np.ndarray, progress: Progress) -> tuple[dict[str, np.ndarray], dict[int, str]]:
-    """All arrays of one block, rows of unreadable pictures left at zero."""
+    """All arrays of one block, rows of unreadable pictures left at zero; and why pictures were skipped."""
     settings = subject.settings
     arrays: dict[str, np.ndarray] = {}
     skipped: dict[int, str] = {}
     for start in range(0, len(rows), settings.batch_size):
         batch = rows[start : start + settings.batch_size]
         inputs, ok, bad = load_batch(subject.data, batch.tolist(), subject.preprocess, settings.workers)
-        skipped.update(bad)
+        skipped.update({row: f"unreadable: {why}" for row, why in bad.items()})
         if ok:
-            for name, values in explain_batch(subject, inputs, np.asarray(ok)).items():
+            found = explain_batch(subject, inputs, np.asarray(ok))
+            for name, values in found.items():
                 if name not in arrays:
                     arrays[name] = np.zeros((len(rows), *values.shape[1:]), values.dtype)
                 arrays[name][np.asarray(ok) - rows[0]] = values
+            broken = [row for row, status in zip(ok, found["status"], strict=True) if status != READ]
+            skipped.update(dict.fromkeys(broken, "the model returns NaN or infinity"))
         progress("relevance", int(batch[-1]) + 1, len(subject.data))
     if not arrays:  # nothing readable in this block: the arrays' shapes come from the layers
         empty = explain_batch(subject, _first_readable(subject.data, subject.preprocess), rows[:1])
@@ -196,13 +203,21 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
     """What is kept of a batch: predictions, the explained score, and relevance by place and by channel."""
     try:
         trace = subject.lrp.trace(inputs.to(subject.settings.device), layers=subject.layers)
-    except RuntimeError as error:
-        raise _device_error(error, subject.settings) from None
+    except PfungstError:
+        raise
+    except Exception as error:
+        raise _model_error(error, subject, rows) from error
     output = trace.output
+    finite = torch.isfinite(output).all(1)
     prediction = output.argmax(1)
     labels = torch.as_tensor(subject.data.labels[rows], device=output.device)
     target = prediction if subject.mode == "predicted" else torch.where(labels >= 0, labels, prediction)
-    result = trace.relevance(target, last=True)
+    try:
+        result = trace.relevance(target, last=True)
+    except RuntimeError as error:
+        if _out_of_memory(error):
+            raise _model_error(error, subject, rows) from error
+        raise
     grid = subject.settings.grid
     arrays = {
         "where": pool_maps(result.scores, grid).reshape(-1, grid, grid),
@@ -212,7 +227,7 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
         "prediction": prediction,
         "probability": output.softmax(1).amax(1),
         "target_probability": output.softmax(1).gather(1, target[:, None])[:, 0],
-        "status": torch.full_like(prediction, READ),
+        "status": torch.where(finite, READ, NOT_READ),
     }
     if subject.settings.full_maps:
         arrays["relevance"] = result.scores.sum(1)
@@ -222,12 +237,24 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
     return {name: v.detach().cpu().numpy().astype(wide.get(name, np.float32)) for name, v in arrays.items()}
 
 
-def _device_error(error: RuntimeError, settings: Settings) -> Exception:
-    if "out of memory" in str(error).lower():
+def _out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _model_error(error: Exception, subject: Subject, rows: np.ndarray) -> ModelError:
+    settings = subject.settings
+    if _out_of_memory(error):
         return ModelError(
             f"out of memory on {settings.device} with {settings.batch_size} pictures at once",
             "give a smaller --batch-size (and another --out)",
         )
-    if isinstance(error, PfungstError):
-        return error
-    return ModelError(f"the model failed: {str(error).splitlines()[0]}", "try it on these pictures without pfungst")
+    names = subject.data.ids[rows[0]] + (f" to {subject.data.ids[rows[-1]]}" if len(rows) > 1 else "")
+    return ModelError(
+        f"the model failed on the pictures {names}: {_first_line(error)}", "try it on these pictures without pfungst"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+    return f"{kind}{error}".strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -435,6 +435,8 @@ def _own_preprocess(loaded: Loaded, replaced: bool) -> Preprocess | None:
 
 def _read_classes(classes: Sequence[str] | str | Path) -> list[str]:
     if not isinstance(classes, (str, Path)):
+        if not isinstance(classes, Sequence):
+            raise SettingError(f"classes is {classes!r}", "give the names in a list, or a text file with one a line")
         names = [str(name) for name in classes]
     else:
         try:

@@ -58,7 +58,7 @@ class Settings:
     seed: int = _setting(0, "Seed of everything random.", low=0)
     limit: int | None = _setting(None, "Use at most so many pictures, spread over the classes.", low=2)
     suspicion: float = _setting(
-        0.15, "Least suspicion (0..1) for a group to be tested; groups in clean data rarely reach 0.4.", low=0, high=1
+        0.1, "Least suspicion (0..1) for a group to be tested; groups in clean data rarely reach 0.4.", low=0, high=1
     )
     separate: float = _setting(
         0.3,
@@ -68,7 +68,7 @@ class Settings:
         advanced=True,
     )
     max_findings: int = _setting(12, "Test at most so many groups, the most suspicious ones.", low=1)
-    min_size: int = _setting(8, "Least number of pictures in a group.", low=4, advanced=True)
+    min_size: int = _setting(8, "Least number of pictures in a group.", low=6, advanced=True)
     samples: int = _setting(48, "Pictures of each role in an intervention, at most.", low=8, advanced=True)
     min_share: float = _setting(
         0.1,

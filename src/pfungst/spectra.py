@@ -13,7 +13,7 @@ import numpy as np
 from scipy.linalg import eigh
 from scipy.sparse import csr_matrix, diags
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from pfungst.neighbours import join_neighbours
 from pfungst.vectors import unit_rows
@@ -52,7 +52,9 @@ def find_components(graph: csr_matrix) -> np.ndarray:
 def decompose(graph: csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The ``count`` smallest eigenvalues of the graph's normalised Laplacian and their eigenvectors, ascending.
 
-    A loose tolerance loses clusters of under a percent, so the solver runs to machine precision.
+    A loose tolerance loses clusters of under a percent, so the solver runs to machine precision.  Even so, from one
+    start vector it misses copies of a multiple eigenvalue; each connected component has its eigenvalue 0 with a known
+    eigenvector, so these are written down and taken out before the solver looks for the others.
     """
     n = graph.shape[0]
     count = min(count, n)
@@ -62,10 +64,27 @@ def decompose(graph: csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
     if n <= _DENSE:
         values, vectors = eigh(affinity.toarray(), subset_by_index=[n - count, n - 1])
     else:
-        start = np.random.default_rng(0).normal(size=n)
-        values, vectors = eigsh(affinity, k=min(count, n - 1), which="LA", tol=0, v0=start)
-    order = np.argsort(-values)
+        values, vectors = _solve_large(affinity, find_components(graph), np.sqrt(degree), count)
+    order = np.argsort(-values, kind="stable")[:count]
     return np.clip(1 - values[order], 0, 2), vectors[:, order]
+
+
+def _solve_large(
+    affinity: csr_matrix, components: np.ndarray, root: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The greatest eigenvalues of a sparse affinity: a 1 for each component with edges, then those of what is left."""
+    n = len(components)
+    indicator = csr_matrix((root, (np.arange(n), components)))
+    norms = np.sqrt(np.asarray(indicator.power(2).sum(0)).ravel())
+    known = (indicator @ diags(1 / np.where(norms > 0, norms, 1)))[:, norms > 0]
+    pieces = known.shape[1]
+    if pieces >= count:
+        return np.ones(count), known[:, :count].toarray()
+    # A - 2 U Uᵀ turns the known eigenvalues 1 into -1, the very end that the solver does not look at.
+    rest = LinearOperator((n, n), lambda v: affinity @ v - 2 * (known @ (known.T @ v)), dtype=np.float64)
+    start = np.random.default_rng(0).normal(size=n)
+    values, vectors = eigsh(rest, k=min(count, n - 1) - pieces, which="LA", tol=0, v0=start)
+    return np.concatenate([np.ones(pieces), values]), np.hstack([known.toarray(), vectors])
 
 
 def log_ratio_gaps(eigenvalues: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ is refused with the difference named.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,7 @@ ARRAYS = {
     "prediction": "index of the greatest output",
     "probability": "softmax of the greatest output",
     "target_probability": "softmax of the explained output",
-    "status": "1: read and explained, 0: could not be read",
+    "status": "1: read and explained, 0: could not be read, or the model returned NaN or infinity",
 }
 
 
@@ -50,12 +51,10 @@ class Run:
         identity = json.loads(json.dumps(identity))  # tuples become lists, as they come back from the file
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            known = self.read_json("run.json")
-            if known is None:
-                if any(not name.name.startswith(".") for name in self.path.iterdir()):
-                    raise RunError(f"{self.path} is not empty and no run of pfungst", "give --out another folder")
+            if not self._begun():
                 self.write_json("run.json", {"version": VERSION, **identity, "stages": {}})
                 return
+        known = self.describe()
         if known.get("version") != VERSION:
             raise RunError(
                 f"{self.path} was written in format {known.get('version')}, this is format {VERSION}",
@@ -75,13 +74,22 @@ class Run:
 
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("w")
+            self._begun()  # before the lock: not even that goes into somebody else's folder
+            handle = (self.path / ".lock").open("a")
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunError(f"another process works on {self.path}", "wait for it, or give another folder") from None
             yield
+
+    def _begun(self) -> bool:
+        """Whether the folder holds a run; an error if it holds anything else."""
+        if (self.path / "run.json").exists():
+            return True
+        if any(not name.name.startswith(".") for name in self.path.iterdir()):
+            raise RunError(f"{self.path} is not empty and no run of pfungst", "give --out another folder")
+        return False
 
     def stage(self, name: str) -> dict[str, Any] | None:
         """What a finished stage noted down, or None if it is not done."""
@@ -99,6 +107,8 @@ class Run:
         description = self.read_json("run.json")
         if description is None:
             raise RunError(f"{self.path} is no run folder", "give the folder that `pfungst audit --out` wrote")
+        if not isinstance(description, dict) or not isinstance(description.get("stages"), dict):
+            raise RunError(f"{self.path / 'run.json'} is damaged, or not of pfungst", "give --out another folder")
         return description
 
     # ---- files
@@ -123,11 +133,15 @@ class Run:
         beside = target.with_name(f".{target.name}.part")
         with writing(self.path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("wb") as handle:
-                handle.write(content)
-                handle.flush()
-                os.fsync(handle.fileno())
-            beside.replace(target)
+            try:
+                with beside.open("wb") as handle:
+                    handle.write(content)
+                    handle.flush()
+                    os.fsync(handle.fileno())
+                beside.replace(target)
+            except OSError:
+                beside.unlink(missing_ok=True)  # on a full disk it is in the way
+                raise
 
     def write_table(self, name: str, columns: Mapping[str, Any]) -> None:
         """Write a Parquet table from named columns of equal length."""
@@ -151,16 +165,22 @@ class Run:
                 if name not in group:
                     codecs = [ZstdCodec(level=3), Crc32cCodec()]
                     chunks = (BLOCK, *shape)
-                    array = group.create_array(
-                        name, shape=(count, *shape), chunks=chunks, dtype=dtype, compressors=codecs
+                    meaning = {"meaning": ARRAYS[name.partition(":")[0]]}
+                    group.create_array(
+                        name,
+                        shape=(count, *shape),
+                        chunks=chunks,
+                        dtype=dtype,
+                        compressors=codecs,
+                        attributes=meaning,
                     )
-                    array.attrs["meaning"] = ARRAYS[name.partition(":")[0]]
 
     def write_block(self, block: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write the samples of one block and only then record it as done."""
         import zarr
 
-        with writing(self.path):
+        # A chunk of zeros is written too, so that a missing one is known to be lost.
+        with writing(self.path), zarr.config.set({"array.write_empty_chunks": True}):
             for name, values in arrays.items():
                 array: Any = zarr.open_group(self.path / _home(name), mode="r+")[name]
                 array[block * BLOCK : block * BLOCK + len(values)] = values
@@ -177,6 +197,9 @@ class Run:
 
         try:
             array: Any = zarr.open_group(self.path / _home(name), mode="r")[name]
+            lost = array.nchunks - array.nchunks_initialized
+            if lost:
+                raise RuntimeError(f"{lost} of its {array.nchunks} chunks are missing")
             result: np.ndarray = np.asarray(array[:] if rows is None else array.oindex[rows])
         except (KeyError, FileNotFoundError):
             raise RunError(f"{self.path} holds no {name!r}", "give --out another folder") from None
@@ -204,11 +227,15 @@ def writing(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise RunError(f"no permission to write {error.filename or path}", "give --out a folder of your own") from None
     except (NotADirectoryError, FileExistsError):
-        raise RunError(f"{path} is a file, not a folder", "give --out a folder") from None
+        file = next((place for place in (path, *path.parents) if place.is_file()), path)
+        raise RunError(f"{file} is a file, not a folder", "give --out a folder") from None
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise RunError(
             f"cannot write to {path}: {error.strerror or error}",
-            "free some space and give the same command again: what is finished is kept",
+            "free some space and give the same command again: what is finished is kept"
+            if full
+            else "give the same command again (what is finished is kept), or --out another folder",
         ) from None
 
 

@@ -50,7 +50,7 @@ def set_aside(run: Run, subject: Subject) -> list[str]:
     for block in run.blocks_done():
         unread.update(run.read_json(f"skipped/{block:06d}.json") or {})
     for row in np.flatnonzero(status != READ):
-        reasons[row] = "unreadable: " + unread.get(subject.data.ids[row], "unknown reason")
+        reasons[row] = unread.get(subject.data.ids[row], "unreadable: unknown reason")
     return reasons
 
 

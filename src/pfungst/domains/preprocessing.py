@@ -356,7 +356,10 @@ def _reorder(own: Preprocess, channels: str, replaced: bool) -> Preprocess:
 def _per_channel(value: Sequence[float] | float | None, count: int, name: str) -> tuple[float, ...] | None:
     if value is None:
         return None
-    values = (float(value),) if isinstance(value, (int, float)) else tuple(float(part) for part in value)
+    try:
+        values = (float(value),) if isinstance(value, (int, float)) else tuple(float(part) for part in value)
+    except (TypeError, ValueError):
+        raise SettingError(f"{name} is {value!r}", "give a number, or one number a channel") from None
     if len(values) == 1:
         return values * count
     if len(values) != count:

@@ -1,0 +1,314 @@
+"""Experiments: statistics against enumeration, changes of pictures, every verdict, and models whose cue is known."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pfungst.interventions import (
+    Case,
+    Evidence,
+    Standard,
+    Verdict,
+    compare,
+    correct,
+    examine,
+    fill_colour,
+    fill_noise,
+    frame_mask,
+    judge,
+    paste,
+    required,
+)
+from pfungst.lrp import LRP
+from pfungst.regions import Laboratory, Region, find_direction
+
+SIDE = 24
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4, 0.8, 3.0])
+def test_effects_against_enumeration_and_a_slow_bootstrap(shift: float) -> None:
+    rng = np.random.default_rng(1)
+    control = rng.normal(size=(11, 2))
+    treated = control + rng.normal(size=(11, 2)) + shift
+    decisions = rng.random(11) < 0.7, rng.random(11) < 0.2
+    evidence = compare("test", treated, control, decisions, seed=0)
+    difference = [treated[i, 0] - control[i, 0] for i in range(11)]
+    effect = sum(difference) / 11
+    assert (evidence.test, evidence.n) == ("test", 11)
+    assert evidence.effect == pytest.approx(effect)
+    assert evidence.effect == pytest.approx(evidence.treated - evidence.control)
+    assert evidence.probability == pytest.approx(np.mean([treated[i, 1] - control[i, 1] for i in range(11)]))
+    assert (evidence.flips, evidence.control_flips) == (sum(decisions[0]) / 11, sum(decisions[1]) / 11)
+    flips = itertools.product((1, -1), repeat=11)
+    flipped = [abs(sum(s * d for s, d in zip(signs, difference, strict=True)) / 11) for signs in flips]
+    exact = np.mean([value >= abs(effect) - 1e-12 for value in flipped])
+    # p is drawn: four standard errors of 4999 draws, and the one that is counted in.
+    assert abs(evidence.p - exact) < 4 * np.sqrt(exact * (1 - exact) / 4999) + 1 / 5000
+    means = [np.mean(rng.choice(difference, 11)) for _ in range(10000)]
+    width = np.std(means)
+    # An end of an interval of 2000 draws has a standard error of 0.06 standard deviations.
+    np.testing.assert_allclose(evidence.interval, np.quantile(means, [0.025, 0.975]), rtol=0, atol=0.27 * width)
+    assert compare("test", treated, control, decisions, seed=0) == evidence
+
+
+def _evidence(test: str, effect: float, half: float = 1.0, control: float = 0.0, p: float = 0.001) -> Evidence:
+    return Evidence(test, 30, effect + control, control, effect, (effect - half, effect + half), p, 0.0, 0.0, 0.0)
+
+
+def _verdict(*changed: Evidence, distance: float = 10.0) -> Verdict:
+    """A finding whose cut and paste work, with some of the evidence changed or added."""
+    tests = {
+        "cut:noise": _evidence("cut:noise", 4.0),  # noise does not decide
+        "cut:colour": _evidence("cut:colour", -5.0),
+        "cut:exchange": _evidence("cut:exchange", -6.0),
+        "paste:same place": _evidence("paste:same place", 5.0, control=0.5),
+        "paste:ordinary evidence": _evidence("paste:ordinary evidence", 3.0),
+    }
+    tests |= {one.test: one for one in changed}
+    return Verdict("open", 1.0, distance, Region("fixed", "pixels", 0.04), tuple(tests.values()), "")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_correction_is_holms(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    m = int(rng.integers(1, 9))
+    p = (rng.random(m) ** 3).round(2)
+    verdicts = [replace(_verdict(), evidence=tuple(replace(e, p=q) for e in _verdict().evidence)) for q in p]
+    corrected = np.array([verdict.p for verdict in correct(verdicts, [0.9] * m, Standard())])
+    for alpha in np.arange(0.003, 1, 0.01):
+        # The textbook: go up from the least p, stop at the first above alpha / (tests left).
+        rejected = set()
+        for rank, i in enumerate(np.argsort(p, kind="stable")):
+            if p[i] > alpha / (m - rank):
+                break
+            rejected.add(int(i))
+        assert set(np.flatnonzero(corrected <= alpha).tolist()) == rejected
+
+
+def test_the_greatest_p_of_the_required_tests_counts() -> None:
+    weak = _evidence("cut:colour", -5.0, p=0.04)
+    ignored = [_evidence("paste:ordinary evidence", 3.0, p=0.9), _evidence("borders:noise", -1.0, p=0.9)]
+    assert correct([_verdict(weak, *ignored)], [0.9], Standard())[0].p == 0.04
+    moving = _evidence("paste:same rule", 5.0, p=0.2)
+    names = ["cut:colour", "cut:exchange", "paste:same place", "paste:same rule"]
+    assert [e.test for e in required(_verdict(moving, *ignored))] == names
+    assert correct([_verdict(moving)], [0.9], Standard())[0].p == 0.2
+    assert correct([], [], Standard()) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "p", "suspicion", "verdict", "reason"),
+    [
+        ([], 0.01, 0.9, "confirmed", "cut and paste both work"),
+        ([], 0.05, 0.3, "confirmed", r"corrected p = 0\.05"),
+        ([], 0.051, 0.9, "open", r"^corrected p = 0\.051$"),
+        ([], 0.01, 0.29, "open", r"hardly apart from its class \(suspicion 0\.29\)"),
+        ([_evidence("cut:colour", 0.3)], 0.01, 0.9, "refuted", r"^cut:colour: at most \+0\.70 in favour, 1\.00"),
+        ([_evidence("cut:exchange", 3.0)], 0.01, 0.9, "refuted", r"^cut:exchange: at most -2\.00 in favour"),
+        ([_evidence("paste:same place", -0.5)], 0.01, 0.9, "refuted", r"^paste:same place: at most \+0\.50"),
+        ([_evidence("cut:colour", -0.8)], 0.01, 0.9, "open", "too small to count in cut:colour"),
+        ([_evidence("paste:ordinary evidence", -2)], 0.01, 0.9, "refuted", r"than its ordinary evidence \(-2\.00\)"),
+        ([_evidence("paste:ordinary evidence", -0.5)], 0.01, 0.9, "open", "too small to count in paste:ordinary ev"),
+        ([_evidence("paste:same place", 2.0, control=6.0)], 0.01, 0.9, "refuted", "members bring 75% of the effect"),
+        ([_evidence("paste:same place", 4.0, control=5.0)], 0.01, 0.9, "open", r"same place \(share of its own\)"),
+        ([_evidence("paste:same rule", 2.0, control=6.0)], 0.01, 0.9, "refuted", "^paste:same rule: ordinary members"),
+        ([_evidence("paste:same rule", 0.8)], 0.01, 0.9, "open", "too small to count in paste:same rule"),
+        ([_evidence("paste:same rule", 5.0)], 0.01, 0.9, "confirmed", "beyond every control"),
+        ([_evidence("cut:noise", -9.0), _evidence("borders:grey", 5.0)], 0.01, 0.9, "confirmed", "both work"),
+    ],
+)
+def test_verdicts(changed: list[Evidence], p: float, suspicion: float, verdict: str, reason: str) -> None:
+    result = judge(_verdict(*changed), Standard(), p, suspicion)
+    assert result.verdict == verdict
+    assert re.search(reason, result.reason)
+    assert result.p == p
+    assert result.evidence == _verdict(*changed).evidence
+
+
+def test_without_pastes_a_finding_stays_open() -> None:
+    cuts = replace(_verdict(), evidence=_verdict().evidence[:3])
+    (result,) = correct([cuts], [0.9], Standard())
+    assert result.verdict == "open"
+    assert "no pictures of other classes" in result.reason
+
+
+def test_the_standard_is_what_is_asked_for() -> None:
+    assert judge(_verdict(), Standard(min_share=0.55), 0.01, 0.9).verdict == "open"
+    assert judge(_verdict(), Standard(min_share=0.8), 0.01, 0.9).verdict == "refuted"
+    assert judge(_verdict(), Standard(min_own=0.95), 0.01, 0.9).verdict == "open"
+    assert judge(_verdict(), Standard(separate=0.95), 0.01, 0.9).verdict == "open"
+    assert judge(_verdict(), Standard(alpha=0.001), 0.01, 0.9).verdict == "open"
+    assert judge(_verdict(distance=-3.0), Standard(), 0.01, 0.9).verdict == "confirmed"
+
+
+# ---- changes of pictures ---------------------------------------------------------------------------------------------
+
+
+def _pictures(seed: int = 0) -> Tensor:
+    return 1 + torch.rand(3, 3, 32, 40, generator=torch.Generator().manual_seed(seed))
+
+
+def _masks(kind: str) -> Tensor:
+    masks = torch.rand(3, 32, 40, generator=torch.Generator().manual_seed(9)) < (0.4 if kind == "scattered" else 0)
+    if kind == "corner":
+        masks[:, :9, :14] = True
+    elif kind == "frame":
+        masks[:] = frame_mask(32, 40, 3, 0)
+    elif kind == "half":
+        masks[:, :, :20] = True
+    return masks
+
+
+@pytest.mark.parametrize("kind", ["corner", "frame", "half", "scattered", "none"])
+def test_colour_fill_keeps_the_rest_and_invents_no_colours(kind: str) -> None:
+    inputs, masks = _pictures(), _masks(kind)
+    filled = fill_colour(inputs, masks)
+    for picture, mask, before in zip(filled, masks, inputs, strict=True):
+        for channel in range(3):
+            seen = before[channel][~mask]
+            assert torch.equal(picture[channel][~mask], seen)
+            assert picture[channel].min() >= seen.min() - 1e-5
+            assert picture[channel].max() <= seen.max() + 1e-5
+    # What was under the mask has no part in it.
+    torch.testing.assert_close(fill_colour(torch.where(masks[:, None], 77.0, inputs), masks), filled)
+
+
+def test_colour_fill_takes_the_colours_beside_the_mask() -> None:
+    inputs = torch.full((1, 2, 32, 32), 5.0)
+    inputs[:, :, :, 16:] = 9
+    masks = torch.zeros(1, 32, 32, dtype=torch.bool)
+    masks[:, 10:16, 4:8] = masks[:, 10:16, 24:28] = True
+    torch.testing.assert_close(fill_colour(inputs, masks), inputs, rtol=0, atol=0.05)
+
+
+def test_noise_stays_in_the_range_of_each_channel() -> None:
+    inputs, masks = _pictures(), _masks("half")
+    low, high = torch.tensor([-2.0, 0.0, 3.0]), torch.tensor([-1.0, 5.0, 3.5])
+    noisy = fill_noise(inputs, masks, low, high, seed=4)
+    for channel in range(3):
+        values = noisy[:, channel][masks]
+        assert low[channel] <= values.min() < low[channel] + 0.05 * (high - low)[channel]
+        assert high[channel] >= values.max() > high[channel] - 0.05 * (high - low)[channel]
+        assert torch.equal(noisy[:, channel][~masks], inputs[:, channel][~masks])
+    assert torch.equal(fill_noise(inputs, masks, low, high, seed=4), noisy)
+    assert not torch.equal(fill_noise(inputs, masks, low, high, seed=5), noisy)
+
+
+def test_paste_puts_the_masked_pixels_of_one_on_the_other() -> None:
+    donors, receivers, masks = _pictures(), _pictures(seed=1), _masks("scattered")
+    pasted = paste(donors, receivers, masks)
+    for i, c, y, x in itertools.product(range(3), range(3), range(0, 32, 5), range(0, 40, 3)):
+        assert pasted[i, c, y, x] == (donors if masks[i, y, x] else receivers)[i, c, y, x]
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(3, 0), (6, 3), (4, 4), (9, 2)])
+def test_frames(inner: int, outer: int) -> None:
+    mask = frame_mask(16, 23, inner, outer)
+    for y, x in itertools.product(range(16), range(23)):
+        assert bool(mask[y, x]) == (outer <= min(y, x, 15 - y, 22 - x) < inner)
+
+
+# ---- models whose cue is known ---------------------------------------------------------------------------------------
+
+
+class _Model(nn.Module):
+    """Class 0: green, and ``weight`` times what is red in a place or (no place) anywhere; class 1: blue."""
+
+    def __init__(self, weight: float, place: Tensor | None) -> None:
+        super().__init__()
+        side = 5 if place is None else 1
+        self.conv = nn.Conv2d(3, 3, side, padding=side // 2)
+        self.fc = nn.Linear(3 * SIDE * SIDE, 2)
+        share = torch.full((SIDE, SIDE), 1 / SIDE**2)
+        red = weight * (share if place is None else place / place.sum())
+        rows = torch.stack([red, 4 * share, 0 * share, 0 * share, 0 * share, 4 * share]).reshape(2, -1)
+        box = torch.eye(3)[:, :, None, None].expand(3, 3, side, side) / side**2
+        bias = torch.tensor([-0.3 if place is None else 0.0, 0, 0])  # only a spot is as red as 0.3
+        self.conv.load_state_dict({"weight": box, "bias": bias})
+        self.fc.load_state_dict({"weight": rows, "bias": torch.zeros(2)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.conv(x)).flatten(1))
+
+
+def _places(cue: str, seed: int) -> Tensor:
+    """(60, SIDE, SIDE) bool: where the group's pictures are red."""
+    places = torch.zeros(60, SIDE, SIDE, dtype=torch.bool)
+    if cue == "border":
+        places[:] = frame_mask(SIDE, SIDE, 2, 0)
+    for i, (y, x) in enumerate(np.random.default_rng(seed).integers(0, SIDE - 5, (60, 2))):
+        if cue == "spot":
+            places[i, y : y + 5, x : x + 5] = True
+        elif cue == "corner":
+            places[i, :5, :5] = True
+    return places
+
+
+def _examine(
+    cue: str, weight: float, seed: int, shared: bool = False, size: int = 60, layers: bool = True
+) -> tuple[Verdict, Tensor]:
+    """The corrected verdict on 60 pictures with the cue, 60 others of class 0 (``shared``: with it too), 60 of 1.
+
+    ``size``: of the group that is examined; ``layers``: whether channels of a layer are looked at.
+    """
+    places = _places(cue, seed)
+    inputs = 0.3 * torch.rand(180, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    inputs[:120, 1] += 0.4  # green
+    inputs[120:, 2] += 0.4  # blue
+    if cue == "border":  # where noise is red, each picture's own reddest pixels do better than a fixed place
+        inputs[:60, 0] = 0.15
+    inputs[:60, 0] += 0.6 * places
+    if shared:
+        inputs[60:120, 0] += 0.6 * places
+        inputs[:60, 0, -6:, -6:] += 0.6  # what makes the group a group, and does not matter to the model
+    lrp = LRP(_Model(weight, None if cue == "spot" else places[0].float()).eval())
+    lab = Laboratory(lrp, lambda rows: inputs[list(rows)], torch.zeros(3), torch.ones(3))
+    sums = lab.explain(inputs[:120], 0, ["conv"])[1]["conv"].sum((2, 3)).numpy()
+    rows = np.split(np.arange(180), 3)
+    directions = (find_direction("conv", sums, np.arange(120) < 60),) if layers else ()
+    case = Case(0, directions, "where", rows[0][:size], *rows[1:])
+    verdict = examine(lab, case, seed=seed)
+    assert verdict.verdict == "open"  # until it is corrected
+    assert examine(lab, case, seed=seed).evidence == verdict.evidence
+    return correct([verdict], [0.8], Standard())[0], places[0]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("cue", "weight"), [("corner", 3.0), ("border", 3.0), ("spot", 300.0)])
+def test_a_cue_that_the_model_uses_is_confirmed(cue: str, weight: float, seed: int) -> None:
+    verdict, place = _examine(cue, weight, seed)
+    tests = {evidence.test: evidence for evidence in verdict.evidence}
+    assert verdict.verdict == "confirmed"
+    assert verdict.region.kind == ("moving" if cue == "spot" else "fixed")
+    assert ("paste:same rule" in tests) == (cue == "spot")
+    assert ("borders:noise" in tests) == (cue == "border")
+    if verdict.region.mask is not None:
+        assert verdict.region.mask[place].float().mean() > 0.7
+        assert verdict.region.mask[~place].float().mean() < 0.2
+    # 48 members at most, a third of which chose the region; the rest are cut, and pasted on 48 pictures.
+    assert (tests["cut:colour"].n, tests["paste:same place"].n) == (32, 48)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("cue", "shared"), [("corner", False), ("border", False), ("spot", False), ("corner", True)])
+def test_a_pattern_that_the_model_ignores_is_not_confirmed(cue: str, shared: bool, seed: int) -> None:
+    verdict, _ = _examine(cue, 3.0 if shared else 0.0, seed, shared)
+    assert verdict.verdict == "refuted"
+    pasted = next(evidence for evidence in verdict.evidence if evidence.test == "paste:same place")
+    assert pasted.control > 0.8 * pasted.treated > 0.1  # ordinary members bring as much
+
+
+@pytest.mark.parametrize("layers", [True, False])
+def test_the_smallest_group_can_be_examined_and_so_can_a_model_without_channels(layers: bool) -> None:
+    verdict, _ = _examine("corner", 3.0, 0, size=6, layers=layers)
+    tests = {evidence.test: evidence for evidence in verdict.evidence}
+    assert tests["cut:colour"].n == 3
+    assert tests["cut:colour"].effect < 0 < tests["paste:same place"].effect
+    assert verdict.region.kind == "fixed"
