@@ -222,11 +222,13 @@ def _draw(run: Run, subject: Subject, lab: Laboratory, case: Case, verdict: Verd
 
 
 def typical_samples(run: Run, subject: Subject, case: Case, count: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """The members most unlike the rest of their class, those first, and as many of the rest."""
+    """The members most unlike the rest of their class, and as many random ones of the rest; the most unlike first."""
     inside, outside = (unit_rows(run.read_view(case.view, rows)) for rows in (case.members, case.others))
-    order = np.argsort(-inside @ (inside.mean(0) - outside.mean(0)), kind="stable")
-    rng = np.random.default_rng([subject.settings.seed, 1])
-    return case.members[order[:count]], rng.permutation(case.others)[:count]
+    direction = inside.mean(0) - outside.mean(0)
+    order = np.argsort(-inside @ direction, kind="stable")
+    drawn = np.random.default_rng([subject.settings.seed, 1]).permutation(len(case.others))[:count]
+    drawn = drawn[np.argsort(outside[drawn] @ direction, kind="stable")]
+    return case.members[order[:count]], case.others[drawn]
 
 
 def _draw_experiment(
