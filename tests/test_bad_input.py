@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import pickle
 import shutil
@@ -215,7 +216,8 @@ def test_unknown_setting(small: Small, tmp_path: Path, console: Console) -> None
     code, _, error = console("audit", small.model, small.photos, "--out", tmp_path / "run", "--colour", "3")
     assert code == 2
     assert "Error: No such option '--colour'" in error
-    for name, value in (("batch_size", 0), ("grid", 3), ("channels", "CMYK"), ("suspicion", 1.5)):
+    wrong_values = (("batch_size", 0), ("grid", 3), ("channels", "CMYK"), ("suspicion", 1.5), ("size", 24.5))
+    for name, value in (*wrong_values, ("batch_size", 8.5), ("seed", 1.5), ("alpha", math.nan), ("workers", True)):
         with pytest.raises(SettingError, match=f"{name} is {value!r}"):
             pfungst.audit(small.model, small.photos, out=tmp_path / "run", **{name: value})
     for wrong in ({"mean": "light"}, {"std": ("a", "b", "c")}, {"classes": 2}):
@@ -265,6 +267,16 @@ def test_installed_command(small: Small, tmp_path: Path) -> None:
     assert (
         done.stderr == "Error: --target 'tulip' is no class\n  Remedy: it is label, predicted, or one of leaf, rose\n"
     )
+
+
+def test_run_folder_within_the_pictures(small: Small, console: Console) -> None:
+    out = small.photos / "run"
+    with pytest.raises(SettingError, match="lies in the folder of pictures"):
+        pfungst.audit(small.model, small.photos, out=out, **small.settings)
+    code, _, error = console("audit", small.model, small.photos, "--out", out, *small.flags())
+    assert code == 1
+    assert "give --out another folder" in error
+    assert not out.exists()
 
 
 # ---- reported skips --------------------------------------------------------------------------------------------------

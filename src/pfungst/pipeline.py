@@ -9,7 +9,7 @@ was stopped goes on where it was.  No mathematics lives here.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +21,7 @@ from pfungst.domains.image import ImageData, read_images
 from pfungst.errors import SettingError
 from pfungst.interventions import Verdict, correct, examine
 from pfungst.lrp import preset
-from pfungst.maps import Progress, Subject, limit_data, map_relevance, prepare
+from pfungst.maps import READ, Progress, Subject, limit_data, map_relevance, prepare
 from pfungst.models import LoadedModel, load_model
 from pfungst.reports import write_report
 from pfungst.settings import Settings
@@ -51,6 +51,8 @@ def audit(
     """
     chosen = make_settings(settings)
     tell = progress or (lambda stage, done, total: None)
+    if isinstance(images, str | Path) and Path(images).resolve() in Path(out).resolve().parents:
+        raise SettingError(f"the run folder {out} lies in the folder of pictures {images}", "give --out another folder")
     run = Run(out)
     with run.locked():
         subject = open_subject(model, images, chosen)
@@ -133,15 +135,21 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
         for key, column in place.items():
             for row, value in zip(entry["rows"], entry.get(key, ()), strict=False):
                 column[row] = value
+    read = run.read_array("status") == READ
+
+    def told(values: Iterable[Any]) -> list[Any]:
+        """Of pictures that could not be read, nothing is known."""
+        return [value if known else None for value, known in zip(values, read, strict=True)]
+
     columns: dict[str, Any] = {
         "id": list(data.ids),
         "path": [str(path) for path in data.paths],
         "label": [names[label] if label >= 0 else None for label in data.labels],
-        "prediction": [names[index] for index in run.read_array("prediction")],
-        "probability": run.read_array("probability"),
-        "class": [names[index] for index in run.read_array("target")],
-        "score": run.read_array("explained"),
-        "absorbed": run.read_array("absorbed"),
+        "prediction": told(names[index] for index in run.read_array("prediction")),
+        "probability": told(run.read_array("probability").tolist()),
+        "class": told(names[index] for index in run.read_array("target")),
+        "score": told(run.read_array("explained").tolist()),
+        "absorbed": told(run.read_array("absorbed").tolist()),
         **place,
         "finding": [findings.get(name) for name in data.ids],
         "set_aside": set_aside(run, subject),

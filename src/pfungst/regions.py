@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pfungst.errors import ModelError
 from pfungst.lrp import LRP
 from pfungst.vectors import unit_rows
 
@@ -38,7 +39,13 @@ class Laboratory:
         """The model's outputs, (m, classes) float64."""
         with torch.no_grad():
             parts = [self.lrp.model(part) for part in inputs.split(self.batch)]
-        return torch.cat(parts).double()
+        outputs = torch.cat(parts).double()
+        if not bool(torch.isfinite(outputs).all()):
+            raise ModelError(
+                "the model returns NaN or infinity for a changed picture",
+                "make it bear any pixel values between the smallest and the greatest of its input",
+            )
+        return outputs
 
     def explain(self, inputs: Tensor, target: int, layers: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Pixel relevance (m, H, W), channels summed, and relevance at the layers (m, channels, h, w)."""

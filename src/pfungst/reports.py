@@ -28,7 +28,12 @@ def write_report(run: Run) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pfungst"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    html = environment.get_template("report.html").render(**_content(run))
+    try:
+        html = environment.get_template("report.html").render(**_content(run))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # pyarrow's errors are ValueErrors
+        raise RunError(
+            f"{run.path} is damaged: {type(error).__name__}: {error}", "give the audit another --out folder"
+        ) from error
     run.write_bytes("report.html", html.encode())
     return run.path / "report.html"
 

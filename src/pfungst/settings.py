@@ -6,6 +6,7 @@ The table makes the validation, the command line's flags with their help, and th
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,9 +112,13 @@ def _check(row: dataclasses.Field[Any], value: Any) -> None:
     if meta["choices"] and value not in meta["choices"]:
         raise SettingError(f"{row.name} is {value!r}", f"it is one of {', '.join(meta['choices'])}")
     for end, wrong in (("low", lambda v, e: v < e), ("high", lambda v, e: v > e)):
-        if meta[end] is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or wrong(value, meta[end])
-        ):
+        if meta[end] is None:
+            continue
+        whole = str(row.type).startswith("int")
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not number or math.isnan(value) or wrong(value, meta[end]):
             least = "" if meta["low"] is None else f"at least {meta['low']:g}"
             most = "" if meta["high"] is None else f"at most {meta['high']:g}"
-            raise SettingError(f"{row.name} is {value!r}", f"it must be {' and '.join(filter(None, (least, most)))}")
+            kind = "a whole number " if whole else ""
+            ends = " and ".join(filter(None, (least, most)))
+            raise SettingError(f"{row.name} is {value!r}", f"it must be {kind}{ends}")
