@@ -4,16 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test slow lint compare clean
+.PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pfungst demo --out pfungst-demo
 
 test: $(VENV)/.compared lint
-	$(BIN)/python -m pytest -m "not slow"
-
-slow: $(VENV)/.compared
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/.compared
 	$(BIN)/ruff check .
