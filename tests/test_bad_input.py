@@ -313,6 +313,9 @@ def test_damaged_pictures_are_set_aside(small: Small, tmp_path: Path) -> None:
     assert reasons.keys() == expected.keys()
     for name, why in expected.items():
         assert why in reasons[name].lower()
+    for row in pq.read_table(tmp_path / "run" / "samples.parquet").to_pylist():
+        nothing = [row[key] is None for key in ("prediction", "probability", "class", "score", "absorbed")]
+        assert nothing == [row["id"] in expected] * 5
 
 
 def test_nan_for_a_later_picture(small: Small, odd: str, tmp_path: Path, console: Console) -> None:

@@ -9,7 +9,7 @@ was stopped goes on where it was.  No mathematics lives here.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -128,6 +128,8 @@ def _version(package: str) -> str:
 
 def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
     """``samples.parquet``: one row a sample, with everything that pandas or DuckDB users ask for."""
+    import pyarrow as pa
+
     data, names = subject.data, subject.classes
     findings = {sample: f["id"] for f in run.read_json("findings.json")["findings"] for sample in f["samples"]}
     place: dict[str, list[Any]] = {key: [None] * len(data) for key in ("cluster", "x", "y", "outlier")}
@@ -135,21 +137,24 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
         for key, column in place.items():
             for row, value in zip(entry["rows"], entry.get(key, ()), strict=False):
                 column[row] = value
-    read = run.read_array("status") == READ
+    unread = run.read_array("status") != READ
 
-    def told(values: Iterable[Any]) -> list[Any]:
-        """Of pictures that could not be read, nothing is known."""
-        return [value if known else None for value, known in zip(values, read, strict=True)]
+    def told(name: str) -> pa.Array:
+        """An array as a column; of pictures that could not be read, nothing is known."""
+        return pa.array(run.read_array(name), mask=unread)
+
+    def named(name: str) -> pa.Array:
+        return pa.array([names[index] for index in run.read_array(name)], pa.string(), mask=unread)
 
     columns: dict[str, Any] = {
         "id": list(data.ids),
         "path": [str(path) for path in data.paths],
-        "label": [names[label] if label >= 0 else None for label in data.labels],
-        "prediction": told(names[index] for index in run.read_array("prediction")),
-        "probability": told(run.read_array("probability").tolist()),
-        "class": told(names[index] for index in run.read_array("target")),
-        "score": told(run.read_array("explained").tolist()),
-        "absorbed": told(run.read_array("absorbed").tolist()),
+        "label": pa.array([names[label] if label >= 0 else None for label in data.labels], pa.string()),
+        "prediction": named("prediction"),
+        "probability": told("probability"),
+        "class": named("target"),
+        "score": told("explained"),
+        "absorbed": told("absorbed"),
         **place,
         "finding": [findings.get(name) for name in data.ids],
         "set_aside": set_aside(run, subject),
