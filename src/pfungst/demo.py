@@ -25,11 +25,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from pfungst.maps import Progress
+
 SIZE = 48  # pixels, height and width
 PREVALENCE = 0.25  # of a class gets its cue
 CUES = ("border", "tag", "disc")
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -329,16 +329,20 @@ def shorten_text(text: str, font: Any, width: float) -> str:
     return kept.rstrip() + "…"
 
 
+def encode_png(picture: np.ndarray | Image.Image) -> bytes:
+    """A picture as the content of a PNG file."""
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def save_png(picture: np.ndarray | Image.Image, path: str | Path) -> None:
     """Write a PNG, whole or not at all: beside its place first, then renamed.  Raises RunError where it cannot."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    path = Path(path)
+    content, path = encode_png(picture), Path(path)
     beside = path.with_name(f".{secrets.token_hex(8)}.part")  # short: a long name may leave no room for more
     with writing(path.parent):
         try:
-            beside.write_bytes(buffer.getvalue())
+            beside.write_bytes(content)
             os.replace(beside, path)
         except OSError:
             beside.unlink(missing_ok=True)

@@ -61,7 +61,7 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
         raise ModelError("the model does not say how pictures are prepared", "give --size, --mean and --std")
     if preprocess.low is None or preprocess.high is None:
         preprocess = _measured(data, preprocess, settings)
-    lrp = LRP(model.module, settings.preset, bounds=_bounds(preprocess, settings.device))
+    lrp = LRP(model.module, settings.preset, bounds=input_bounds(preprocess, settings.device))
     first = _first_readable(data, preprocess).to(settings.device)
     try:
         trace = lrp.trace(first)
@@ -85,11 +85,11 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
     )
 
 
-def _bounds(preprocess: Preprocess, device: str) -> tuple[Tensor, Tensor]:
-    """Smallest and greatest value of the model's input, each (1, C, 1, 1)."""
+def input_bounds(preprocess: Preprocess, device: str) -> tuple[Tensor, Tensor]:
+    """Smallest and greatest value of the model's input, each (C, 1, 1)."""
     assert preprocess.low is not None
     assert preprocess.high is not None
-    return preprocess.low[None, :, None, None].to(device), preprocess.high[None, :, None, None].to(device)
+    return preprocess.low[:, None, None].to(device), preprocess.high[:, None, None].to(device)
 
 
 def _first_readable(data: ImageData, preprocess: Preprocess) -> Tensor:

@@ -43,7 +43,9 @@ def _content(run: Run) -> dict[str, Any]:
     description = run.describe()
     content = run.read_json("findings.json")
     findings = sorted(content["findings"], key=lambda f: (_VERDICT_ORDER[f["verdict"]], f["rank"]))
-    reasons = _set_aside(run)
+    ids, aside = _samples(run)
+    reasons = _set_aside(ids, aside)
+    strategies = list(read_strategies(run))
     counts = Counter(f["verdict"] for f in findings)
     return {
         "run": description,
@@ -51,8 +53,8 @@ def _content(run: Run) -> dict[str, Any]:
         "findings": [_finding(run, finding) for finding in findings],
         "untested": content["untested"],
         "counts": counts,
-        "classes": _classes(run, findings),
-        "class_count": sum(1 for _ in read_strategies(run)),
+        "classes": _classes(strategies, findings, ids),
+        "class_count": len(strategies),
         "set_aside": reasons,
         "set_aside_total": sum(len(ids) for _, ids in reasons),
         "settings": description["settings"],
@@ -102,20 +104,20 @@ def _finding(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _classes(run: Run, findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Spectrum and map of the classes with findings, and of some others."""
+def _classes(strategies: list[dict[str, Any]], findings: list[dict[str, Any]], ids: list[str]) -> list[dict[str, Any]]:
+    """Spectrum and map of the classes with findings, and of some others; ``ids`` of all samples, by row."""
     by_class: dict[int, list[dict[str, Any]]] = {}
     for finding in findings:
         by_class.setdefault(finding["class_index"], []).append(finding)
     shown: list[dict[str, Any]] = []
-    for entry in read_strategies(run):
+    for entry in strategies:
         own = by_class.get(entry["class_index"], [])
         if not own and len(shown) >= _CLASSES_SHOWN:
             continue
         card: dict[str, Any] = {"name": entry["class"], "n": len(entry["rows"]), "note": entry.get("note", "")}
         if "x" in entry:
-            members = {row: i for i, f in enumerate(own) for row in _rows_of(entry, f)}
-            groups = [members.get(row, -1) for row in entry["rows"]]
+            members = {sample: i for i, f in enumerate(own) for sample in f["samples"]}
+            groups = [members.get(ids[row], -1) for row in entry["rows"]]
             card["map"] = draw_map(entry["x"], entry["y"], groups, {i: f["id"] for i, f in enumerate(own)})
             card["spectrum"] = draw_spectrum(entry["eigenvalues"], entry["clusters"])
             card["p"], card["clusters"] = entry["p"], entry["clusters"]
@@ -126,20 +128,18 @@ def _classes(run: Run, findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(shown, key=lambda card: not card["has_finding"])
 
 
-def _rows_of(entry: dict[str, Any], finding: dict[str, Any]) -> list[int]:
-    for group in entry["groups"]:
-        if group["suspicion"] == finding["suspicion"] and len(group["rows"]) == finding["size"]:
-            return group["rows"]
-    return []
-
-
-def _set_aside(run: Run) -> list[tuple[str, list[str]]]:
-    """Reasons why samples took no part in the clustering, each with its samples."""
+def _samples(run: Run) -> tuple[list[str], list[str]]:
+    """Id of every sample, by row, and why it took no part in the clustering ("" if it did)."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(run.path / "samples.parquet", columns=["id", "set_aside"]).to_pydict()
+    return table["id"], table["set_aside"]
+
+
+def _set_aside(ids: list[str], aside: list[str]) -> list[tuple[str, list[str]]]:
+    """Reasons why samples took no part in the clustering, each with its samples."""
     by_reason: dict[str, list[str]] = {}
-    for name, reason in zip(table["id"], table["set_aside"], strict=True):
+    for name, reason in zip(ids, aside, strict=True):
         if reason:
             by_reason.setdefault(reason, []).append(name)
     return sorted(by_reason.items(), key=lambda item: -len(item[1]))

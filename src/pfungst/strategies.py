@@ -38,7 +38,8 @@ def set_aside(run: Run, subject: Subject) -> list[str]:
     target, prediction = run.read_array("target"), run.read_array("prediction")
     reasons = [""] * len(status)
     readable = np.flatnonzero(status == READ)
-    gates = gate_maps(run.read_view("where", readable), explained[readable], absorbed[readable])
+    maps = run.read_array("where")[readable].reshape(len(readable), -1)  # of all samples: as small as they are kept
+    gates = gate_maps(maps, explained[readable], absorbed[readable])
     positive = {int(c): np.median(explained[readable][target[readable] == c]) > 0 for c in np.unique(target[readable])}
     for row, reason in zip(readable, gates, strict=True):
         if not reason and target[row] != prediction[row]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pfungst import heatmaps
+from pfungst.heatmaps import encode_png
 from pfungst.interventions import (
     Case,
     Evidence,
@@ -23,7 +22,7 @@ from pfungst.interventions import (
     observe,
     paste,
 )
-from pfungst.maps import READ, Progress, Subject
+from pfungst.maps import READ, Progress, Subject, input_bounds
 from pfungst.regions import Laboratory, Region, control_masks, find_direction
 from pfungst.settings import Settings
 from pfungst.store import Run
@@ -33,11 +32,8 @@ from pfungst.vectors import unit_rows
 
 def make_laboratory(subject: Subject) -> Laboratory:
     """The laboratory of an audit's model and data."""
-    low, high = subject.preprocess.low, subject.preprocess.high
-    assert low is not None
-    assert high is not None
-    device = subject.settings.device
-    return Laboratory(subject.lrp, subject.load, low.to(device), high.to(device), subject.settings.batch_size)
+    low, high = (end.flatten() for end in input_bounds(subject.preprocess, subject.settings.device))
+    return Laboratory(subject.lrp, subject.load, low, high, subject.settings.batch_size)
 
 
 def make_standard(settings: Settings) -> Standard:
@@ -182,12 +178,6 @@ def describe_place(mask: np.ndarray, kind: str) -> str:
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 
-def _png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _pixels(subject: Subject, inputs: Tensor) -> np.ndarray:
     """(m, H, W, 3) in 0..1 for display."""
     return subject.preprocess.to_pixels(inputs.cpu()).clamp(0, 1).permute(0, 2, 3, 1).numpy()
@@ -199,25 +189,24 @@ def _draw(run: Run, subject: Subject, lab: Laboratory, case: Case, verdict: Verd
     members, others = typical_samples(run, subject, case)
     group, rest = observe(lab, case, members, others)
     region = verdict.region
-    masks = region.masks(group.cues)
-    mask = masks[0] if region.kind == "fixed" else masks.float().mean(0) > 0.5
-    shown = masks[0] if region.kind == "fixed" else masks.float().mean(0)
-    run.write_bytes(f"{folder}/mask.png", _png((shown.float().cpu().numpy() * 255).astype(np.uint8)))
+    masks = region.masks(group.cues)  # all the same for a fixed region, so their mean is the region itself
+    run.write_bytes(f"{folder}/mask.png", encode_png((masks.float().mean(0).cpu().numpy() * 255).astype(np.uint8)))
     pixels = group.pixels.cpu().numpy()
-    enlarged = [heatmaps.enlarge(heatmaps.color(image), size=224) for image in (pixels.mean(0),)]
-    run.write_bytes(f"{folder}/mean.png", _png(enlarged[0]))
+    run.write_bytes(f"{folder}/mean.png", encode_png(heatmaps.enlarge(heatmaps.color(pixels.mean(0)), size=224)))
     pictures = _pixels(subject, group.inputs)
     exemplars = []
     for i, row in enumerate(members[: subject.settings.exemplars]):
         files = {"input": f"{folder}/exemplar_{i:02d}_input.png", "overlay": f"{folder}/exemplar_{i:02d}_overlay.png"}
-        run.write_bytes(files["input"], _png(heatmaps.enlarge((pictures[i] * 255).astype(np.uint8), size=224)))
-        run.write_bytes(files["overlay"], _png(heatmaps.enlarge(heatmaps.overlay(pictures[i], pixels[i]), size=224)))
+        run.write_bytes(files["input"], encode_png(heatmaps.enlarge((pictures[i] * 255).astype(np.uint8), size=224)))
+        run.write_bytes(
+            files["overlay"], encode_png(heatmaps.enlarge(heatmaps.overlay(pictures[i], pixels[i]), size=224))
+        )
         exemplars.append({"sample": subject.data.ids[row], **files})
     _draw_experiment(run, subject, lab, case, (group, rest), masks, folder)
-    each = masks[0] if region.kind == "moving" else mask
-    rows, columns = np.nonzero(each.cpu().numpy())
+    first = masks[0].cpu().numpy()
+    rows, columns = np.nonzero(first)
     box = [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1] if len(rows) else []
-    place = describe_place(each.cpu().numpy(), region.kind)
+    place = describe_place(first, region.kind)
     return {"exemplars": exemplars, "place": place, "box": box if region.kind == "fixed" else None}
 
 
@@ -248,7 +237,7 @@ def _draw_experiment(
     names = ["member", "cut", "cut_control", "foreign", "paste", "paste_control"]
     notes = {}
     for key, picture, score in zip(names, _pixels(subject, asked), scores, strict=False):
-        run.write_bytes(f"{folder}/{key}.png", _png(heatmaps.enlarge((picture * 255).astype(np.uint8), size=224)))
+        run.write_bytes(f"{folder}/{key}.png", encode_png(heatmaps.enlarge((picture * 255).astype(np.uint8), size=224)))
         notes[key] = {
             "score": float(score[case.target]),
             "decision": subject.classes[int(score.argmax())],

@@ -20,6 +20,22 @@ def is_nonnegative(value: Any) -> bool:
     return isinstance(value, int | float) and value >= 0
 
 
+def other_operand(x: Tensor, args: Any, kwargs: Any, default: float) -> Any:
+    """What ``x`` is added to or multiplied with in a call of two operands."""
+    return next((v for v in (*args, kwargs.get("other")) if v is not x and v is not None), default)
+
+
+def as_function_of(x: Tensor, func: Callable[..., Any], args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
+    """The call with another tensor in the place of ``x``, all else the same."""
+
+    def compute(value: Tensor) -> Tensor:
+        positional = [value if v is x else v for v in args]
+        result: Tensor = func(*positional, **{k: value if v is x else v for k, v in kwargs.items()})
+        return result
+
+    return compute
+
+
 def as_tuple(value: Any, dims: int) -> tuple[int, ...]:
     """One number for all of ``dims`` axes, or a number for each."""
     values = tuple(value) if isinstance(value, list | tuple | torch.Size) else (value,)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pfungst.errors import RelevanceError
-from pfungst.lrp.calls import bound, is_nonnegative
+from pfungst.lrp.calls import as_function_of, bound, is_nonnegative, other_operand
 from pfungst.lrp.functions import Entry
 from pfungst.lrp.gradients import Constant, Elementwise, Preprocessing
 from pfungst.lrp.interception import Dispatch
@@ -65,15 +65,8 @@ class ValueHandlers(Dispatch):
             args, kwargs = map_tensors((args, kwargs), self._enter)
             return self._finish(func(*args, **kwargs), self._marked((args, kwargs)), sums, raw=False)
         (x,) = self._marked((args, kwargs))
-        constant = next((v for v in (*args, kwargs.get("other")) if v is not x and v is not None), 0)
-
-        def compute(value: Tensor) -> Tensor:
-            swap = {id(x): value}
-            result: Tensor = func(
-                *[swap.get(id(v), v) for v in args], **{k: swap.get(id(v), v) for k, v in kwargs.items()}
-            )
-            return result
-
+        constant = other_operand(x, args, kwargs, 0)
+        compute = as_function_of(x, func, args, kwargs)
         keeps = name == "add" and is_nonnegative(constant) and kwargs.get("alpha", 1) >= 0
         plain = self._preprocessing(x, compute, keeps)
         if plain is not None:
@@ -95,15 +88,8 @@ class ValueHandlers(Dispatch):
                 raise self._unknown(name, "divides by a value that depends on the input; it has no rule")
             if kwargs.get("rounding_mode") is not None:
                 raise self._unknown(name, "rounds its result; it has no rule")
-        constant = next((v for v in (*args, kwargs.get("other")) if v is not x and v is not None), 1)
-
-        def compute(value: Tensor) -> Tensor:
-            swap = {id(x): value}
-            result: Tensor = func(
-                *[swap.get(id(v), v) for v in args], **{k: swap.get(id(v), v) for k, v in kwargs.items()}
-            )
-            return result
-
+        constant = other_operand(x, args, kwargs, 1)
+        compute = as_function_of(x, func, args, kwargs)
         keeps = name not in ("neg", "negative") and is_nonnegative(constant)
         plain = self._preprocessing(x, compute, keeps)
         if plain is not None:

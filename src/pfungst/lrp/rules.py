@@ -49,23 +49,21 @@ class LinearCall:
 
     def positive(self) -> Tensor:
         """z⁺ = W⁺x⁺ + W⁻x⁻ + b⁺: the sum of all positive contributions, the positive part of the bias included."""
-        w = self.op.weight
-        if self.nonnegative:
-            z = self.op.forward(self.x, w.clamp(min=0))
-        else:
-            z = self.op.forward(self.x.clamp(min=0), w.clamp(min=0))
-            z = z + self.op.forward(self.x.clamp(max=0), w.clamp(max=0))
-        return z if self.op.bias is None else z + self.op.bias.clamp(min=0)
+        return self._part({"min": 0}, {"max": 0})
 
     def negative(self) -> Tensor:
         """z⁻ = W⁻x⁺ + W⁺x⁻ + b⁻.  Not z - z⁺: where z⁻ is small, only rounding errors would be left of it."""
+        return self._part({"max": 0}, {"min": 0})
+
+    def _part(self, sign: dict[str, int], opposite: dict[str, int]) -> Tensor:
+        """Contributions of one sign: weights clamped to it where x >= 0, to the opposite one where x < 0."""
         w = self.op.weight
         if self.nonnegative:
-            z = self.op.forward(self.x, w.clamp(max=0))
+            z = self.op.forward(self.x, w.clamp(**sign))
         else:
-            z = self.op.forward(self.x.clamp(min=0), w.clamp(max=0))
-            z = z + self.op.forward(self.x.clamp(max=0), w.clamp(min=0))
-        return z if self.op.bias is None else z + self.op.bias.clamp(max=0)
+            z = self.op.forward(self.x.clamp(min=0), w.clamp(**sign))
+            z = z + self.op.forward(self.x.clamp(max=0), w.clamp(**opposite))
+        return z if self.op.bias is None else z + self.op.bias.clamp(**sign)
 
     def signed_backward(self, s_positive: Tensor, s_negative: Tensor | None) -> Tensor:
         """Send s⁺ back along positive contributions x w > 0, and s⁻ along negative ones."""
