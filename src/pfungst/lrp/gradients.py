@@ -82,6 +82,34 @@ class Elementwise(torch.autograd.Function):
         return c_x, None, None, None
 
 
+class Product(torch.autograd.Function):
+    """gate * signal, of shapes that broadcast; the relevance of the product is shared by ``rule``.
+
+    ``all``: all to the signal; ``half``: half to each; ``prop``: in proportion to the two values, g / (g + s);
+    ``abs``: in proportion to their absolute values.  Source: Arras et al. 2019, section 3.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, signal: Tensor, rule: str) -> Tensor:
+        ctx.rule = rule
+        ctx.save_for_backward(gate, signal)
+        return gate * signal
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        gate, signal = ctx.saved_tensors
+        if ctx.rule == "all":
+            return None, (c * gate).sum_to_size(signal.shape), None
+        if ctx.rule == "half":
+            share: Any = 0.5
+        else:
+            g, s = (gate, signal) if ctx.rule == "prop" else (gate.abs(), signal.abs())
+            total = g + s
+            share = torch.where(total == 0, 0.5, g / total.masked_fill(total == 0, 1))
+        to_gate, to_signal = c * signal * share, c * gate * (1 - share)
+        return to_gate.sum_to_size(gate.shape), to_signal.sum_to_size(signal.shape), None
+
+
 class Constant(torch.autograd.Function):
     """Reports what a constant part of ``out`` absorbs: c times that part (or R times its mask, if raw)."""
 

@@ -13,14 +13,18 @@ from fnmatch import fnmatchcase
 from pfungst.errors import SettingError
 from pfungst.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox, ZPlus
 
-KINDS = ("convolution", "dense", "batch_norm")
+KINDS = ("convolution", "dense", "batch_norm", "recurrent")
+GATES = ("all", "half", "prop", "abs")
+ATTENTION = ("attnlrp", "constant")
+NORMS = ("detached", "identity")
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of a preset.
 
-    kind      ``convolution``, ``dense``, ``batch_norm`` (one that could not be merged), or None for any of them
+    kind      ``convolution``, ``dense``, ``batch_norm`` (one that could not be merged), ``recurrent`` (the linear maps
+              inside LSTM, GRU and RNN), or None for any of them
     position  ``input`` for linear nodes with no linear node before them, or None for anywhere
     name      shell-style pattern for the node's name, which is its module's path ("layer3.*"), or None
     """
@@ -47,10 +51,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named list of rows.  ``describe()`` goes into a run, so that equal presets have equal descriptions."""
+    """A named list of rows, and what happens where two values of the input meet or are normalised.
+
+    ``describe()`` goes into a run, so that equal presets have equal descriptions.
+
+    gates      product of a gate (a sigmoid's or softmax' result) and a signal: ``all`` to the signal, ``half`` each,
+               ``prop`` or ``abs``: in proportion to their values or absolute values (Arras et al. 2019)
+    attention  ``attnlrp``: relevance goes through the softmax too, a product of two activations gives half to each
+               (Achtibat et al. 2024); ``constant``: attention weights are constants, all goes to the values (CP-LRP,
+               Ali et al. 2022)
+    norms      layer, group and root-mean-square norms: ``detached`` takes the deviation for a constant and all else
+               for a linear map, ``identity`` hands relevance on unchanged
+    """
 
     name: str
     rows: tuple[Row, ...]
+    gates: str = "all"
+    attention: str = "attnlrp"
+    norms: str = "detached"
+
+    def __post_init__(self) -> None:
+        for word, known in ((self.gates, GATES), (self.attention, ATTENTION), (self.norms, NORMS)):
+            if word not in known:
+                raise SettingError(f"preset {self.name!r}: {word!r} is unknown", f"it is one of {', '.join(known)}")
 
     def rule_for(self, kind: str, is_input: bool, name: str) -> Rule:
         """The rule of the first row that fits; an error that names the node if none does."""
@@ -77,7 +100,8 @@ class Preset:
 
     def describe(self) -> str:
         rows = [f"{r.kind or 'any'}/{r.position or 'anywhere'}/{r.name or '*'}: {r.rule.label}" for r in self.rows]
-        return f"{self.name} [{'; '.join(rows)}]"
+        choices = f"gates={self.gates}, attention={self.attention}, norms={self.norms}"
+        return f"{self.name} [{'; '.join(rows)}; {choices}]"
 
 
 # A batch norm that no linear node precedes is a diagonal linear node: its scale shares nothing out, its bias absorbs.
@@ -87,6 +111,7 @@ def _rows(convolution: Rule, epsilon: float, *first: Row) -> tuple[Row, ...]:
         Row(convolution, "convolution"),
         Row(Epsilon(epsilon), "dense"),
         Row(Epsilon(epsilon), "batch_norm"),
+        Row(Epsilon(epsilon), "recurrent"),
     )
 
 
