@@ -164,14 +164,14 @@ def test_the_model_is_the_same_afterwards() -> None:
     LRP(net)(x, layers=["first"]).at("relu")
     LRP(net).plan(x)
     assert _state(net) == before
-    net.body = lambda n, x: out(n, torch.erf(n.first(x)))
+    net.body = lambda n, x: out(n, torch.frac(n.first(x)))
     before = _state(net)
     with pytest.raises(UnknownFunction):
         LRP(net)(x, layers=["first", "head"])
     net.body = lambda n, x: (n.first(x), 1 / 0)
     with pytest.raises(ZeroDivisionError):
         LRP(net)(x, layers=["first"])
-    net.body = lambda n, x: out(n, torch.erf(n.first(x)))
+    net.body = lambda n, x: out(n, torch.frac(n.first(x)))
     after = _state(net)
     assert after[0] == before[0]
     assert after[1:] == before[1:]
@@ -218,8 +218,8 @@ def test_two_threads_at_once() -> None:
 
 
 def test_unknown_functions() -> None:
-    net = Net(lambda n, x: out(n, torch.erf(n.first(x))))
-    with pytest.raises(UnknownFunction, match=r"'erf'.*test_engine_results\.py:\d+") as caught:
+    net = Net(lambda n, x: out(n, torch.frac(n.first(x))))
+    with pytest.raises(UnknownFunction, match=r"'frac'.*test_engine_results\.py:\d+") as caught:
         LRP(net)(X)
     assert "on_unknown='gradient'" in str(caught.value)
     lrp = LRP(net, on_unknown="gradient")
@@ -232,12 +232,7 @@ def test_unknown_functions() -> None:
 
 
 ERRORS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
-    "a product of two activations": (lambda n, x: out(n, n.first(x) * n.first(x).relu()), "'mul'"),
-    "a quotient": (lambda n, x: out(n, 1 / (n.first(x).relu() + 1)), "reciprocal|rtruediv|div"),
-    "division by an activation": (lambda n, x: out(n, torch.div(torch.ones(4, 6, 6), n.first(x))), "divides"),
     "rounded division": (lambda n, x: out(n, torch.div(n.first(x), 2, rounding_mode="floor")), "rounds"),
-    "weights from the input": (lambda n, x: out(n, F.conv2d(x, n.first(x)[:1, :3])), "depend on the input"),
-    "a softmax": (lambda n, x: plain(n, x).softmax(1), "softmax"),
     "a tuple": (lambda n, x: (plain(n, x), x), "tuple"),
     "a dict": (lambda n, x: {"logits": plain(n, x)}, "dict"),
     "a map": (lambda n, x: n.first(x), "expected"),
@@ -287,7 +282,6 @@ def test_inputs_and_settings() -> None:
             LRP(Net(plain), Preset("deep", (Row(rule, name="second"), Row(ZPlus()))), bounds=(-5, 5))(X)
 
 
-@pytest.mark.xfail(strict=True, reason="the ledger takes the leading axis for the samples")
 def test_samples_that_are_not_in_the_leading_axis() -> None:
     """A model that puts another axis first in between: the ledger still closes for each sample."""
     body = lambda n, x: n.head((n.first(x).flatten(2).permute(2, 0, 1)).relu()).permute(1, 2, 0).mean(2)  # noqa: E731

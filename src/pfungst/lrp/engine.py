@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pfungst.errors import RelevanceError, SettingError
 from pfungst.lrp.marks import Mark
-from pfungst.lrp.nodes import Interception
+from pfungst.lrp.norms import Interception
 from pfungst.lrp.plan import Plan
 from pfungst.lrp.presets import Preset, preset
 from pfungst.lrp.targets import Target, check_output, target_indices

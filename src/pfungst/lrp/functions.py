@@ -20,15 +20,17 @@ class Entry:
     handler  name of the method of ``nodes.Interception`` that runs the call
     sign     of the result: ``keeps`` (non-negative if every input is), ``nonnegative`` (always), ``unknown``
     moves    it only moves, copies or drops values: relevance R goes through it as c does
+    gate     its result weighs what it is multiplied with, as a sigmoid's
     """
 
     handler: str
     sign: str = "unknown"
     moves: bool = False
+    gate: bool = False
 
 
-def _rows(names: str, handler: str, sign: str = "unknown", moves: bool = False) -> dict[str, Entry]:
-    return {name: Entry(handler, sign, moves) for name in names.split()}
+def _rows(names: str, handler: str, sign: str = "unknown", moves: bool = False, gate: bool = False) -> dict[str, Entry]:
+    return {name: Entry(handler, sign, moves, gate) for name in names.split()}
 
 
 TABLE: dict[str, Entry] = {
@@ -36,20 +38,37 @@ TABLE: dict[str, Entry] = {
     **_rows("conv1d conv2d conv3d", "convolution"),
     **_rows("convolution", "any_convolution"),
     **_rows("conv_transpose1d conv_transpose2d conv_transpose3d", "transposed_convolution"),
-    **_rows("linear matmul mm addmm", "dense"),
+    **_rows("linear matmul mm bmm mv einsum addmm baddbmm addbmm addmv tensordot inner bilinear rmatmul", "product"),
     **_rows("batch_norm _native_batch_norm_legit_no_training", "batch_norm"),
+    # Attention, and functions of Python that are opened: their own torch functions come here one by one.
+    **_rows("scaled_dot_product_attention", "attention"),
+    **_rows("multi_head_attention_forward normalize", "open"),
+    # Normalisations by statistics of the sample itself.
+    **_rows("layer_norm native_layer_norm group_norm native_group_norm rms_norm instance_norm", "norm"),
+    **_rows("local_response_norm", "local_response_norm"),
     # Functions that only move values: each input's c is its outputs' c, exactly the gradient.
     **_rows(
         "flatten reshape view permute transpose t swapaxes swapdims movedim moveaxis squeeze "
         "unsqueeze contiguous clone expand broadcast_to flip roll narrow select index_select getitem "
         "unflatten ravel T mT H split split_with_sizes chunk tensor_split unbind hsplit vsplit slice unfold "
         "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle rot90 fliplr flipud repeat tile "
-        "repeat_interleave atleast_2d atleast_3d gather index take_along_dim",
+        "repeat_interleave atleast_2d atleast_3d gather index take_along_dim masked_select diagonal diag_embed "
+        "as_strided sort topk positive real "
+        "_pad_circular _reshape_alias reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+        "replication_pad2d replication_pad3d adjoint",
         "gradient",
         "keeps",
         moves=True,
     ),
-    **_rows("cat concat concatenate stack hstack vstack", "gradient", "keeps", moves=True),
+    **_rows("cat concat concatenate stack hstack vstack dstack", "gradient", "keeps", moves=True),
+    # Linear in several values together; constants among them absorb their part.
+    **_rows(
+        "where masked_fill masked_scatter scatter index_put index_copy index_fill index_add scatter_add "
+        "slice_scatter select_scatter",
+        "gradient",
+        "keeps",
+    ),
+    **_rows("fill", "fill", "keeps"),
     **_rows("pad constant_pad_nd zero_pad2d", "padding", "keeps", moves=True),
     **_rows("float double half bfloat16 cuda cpu", "gradient", "keeps", moves=True),
     **_rows("to type type_as view_as reshape_as expand_as", "first", "keeps", moves=True),
@@ -70,30 +89,51 @@ TABLE: dict[str, Entry] = {
     # Linear with fixed positive weights: c of each summand is c of the sum, so that shares are proportional.
     **_rows(
         "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-        "mean sum upsample_nearest upsample_bilinear upsample_nearest2d upsample_bilinear2d fold cumsum",
+        "mean sum nansum upsample_nearest upsample_bilinear upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+        "upsample_bilinear2d upsample_linear1d upsample_trilinear3d fold col2im im2col cumsum lp_pool1d lp_pool2d "
+        "trace",
         "gradient",
         "keeps",
     ),
+    # Homogeneous of degree 1: Euler's theorem says that the gradient keeps relevance.
+    **_rows("norm vector_norm linalg_vector_norm linalg_norm hypot", "gradient", "nonnegative"),
+    **_rows("std", "gradient", "nonnegative"),
+    # Degree 2: half the gradient.
+    **_rows("var", "variance", "nonnegative"),
+    # First-order (the gradient); what it does not carry is absorbed by the function itself.
+    **_rows("softmax", "balanced", "nonnegative", gate=True),
+    **_rows("softmin", "balanced", "nonnegative", gate=True),
+    **_rows("log_softmax logsumexp prod", "balanced"),
+    # Only the first argument carries relevance; the others say where to look.
+    **_rows("grid_sample grid_sampler affine_grid", "first"),
     # Linear too, but bicubic weights can be negative.
     **_rows("interpolate upsample", "gradient"),
     # Winner takes all: the gradient routes c to the greatest entry.
     **_rows(
         "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
-        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices amax amin",
+        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices fractional_max_pool2d amax amin "
+        "median kthvalue max_unpool2d cummax",
         "gradient",
         "keeps",
     ),
+    **_rows("max min maximum minimum fmax fmin", "extremum", "keeps"),
     # Piecewise linear through 0: f(x) = f'(x) x, so the gradient is f(x) / x.
-    **_rows("relu", "gradient", "nonnegative"),
+    **_rows("relu", "relu", "nonnegative"),
     **_rows("leaky_relu prelu rrelu abs", "gradient"),
     # Sums: every summand gets the c of the sum (the proportional split); a constant summand absorbs its part.
     **_rows("add sub subtract rsub", "add", "keeps"),
     # Products and quotients with a constant are diagonal.
     **_rows("mul multiply div divide true_divide neg negative", "scale", "keeps"),
+    **_rows("addcmul addcdiv lerp", "combination"),
+    **_rows("glu", "glu"),
+    **_rows("rdiv rpow", "elementwise"),
     # Elementwise functions: c_x = c_y f(x) / x.
-    **_rows("relu6 sigmoid hardsigmoid softplus exp square", "elementwise", "nonnegative"),
+    **_rows("relu6 softplus exp square exp2 sqrt rsqrt", "elementwise", "nonnegative"),
+    **_rows("sigmoid hardsigmoid", "elementwise", "nonnegative", gate=True),
     **_rows(
-        "hardtanh hardtanh_ clamp clamp_min clamp_max clip elu selu celu gelu silu mish hardswish tanh softsign "
+        "pow reciprocal log log2 log10 log1p expm1 sin cos tan asin acos atan sinh cosh asinh erf erfc sinc "
+        "nan_to_num special_erf special_expit softsign "
+        "hardtanh hardtanh_ clamp clamp_min clamp_max clip elu selu celu gelu silu mish hardswish tanh "
         "tanhshrink softshrink hardshrink threshold logsigmoid log_sigmoid",
         "elementwise",
     ),
@@ -106,11 +146,17 @@ ALIASES = {
     "__sub__": "sub", "__isub__": "sub", "__rsub__": "rsub",
     "__mul__": "mul", "__imul__": "mul", "__rmul__": "mul",
     "__truediv__": "div", "__itruediv__": "div", "__div__": "div",
-    "__neg__": "neg", "__matmul__": "matmul", "__abs__": "abs",
+    "__neg__": "neg", "__matmul__": "matmul", "__rmatmul__": "rmatmul", "__imatmul__": "matmul", "__abs__": "abs",
+    "__rtruediv__": "rdiv", "__rdiv__": "rdiv", "__pow__": "pow", "__ipow__": "pow", "__rpow__": "rpow",
+    "__pos__": "positive",
     "__getitem__": "getitem", "__setitem__": "setitem", "__deepcopy__": "clone",
     "_max_pool1d": "max_pool1d", "_max_pool2d": "max_pool2d", "_max_pool3d": "max_pool3d",
     "boolean_dispatch": "max_pool2d", "_to_copy": "to", "_unsafe_view": "view",
-    "_adaptive_avg_pool2d": "adaptive_avg_pool2d", "_adaptive_avg_pool3d": "adaptive_avg_pool3d",
+    "_softmax": "softmax", "_log_softmax": "log_softmax", "zero": "fill", "_unsafe_index": "index",
+    "_scaled_dot_product_flash_attention_for_cpu": "scaled_dot_product_attention", "_fused_rms_norm": "rms_norm",
+    "special_softmax": "softmax", "special_log_softmax": "log_softmax",
+    "_adaptive_avg_pool1d": "adaptive_avg_pool1d", "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d": "adaptive_avg_pool3d",
 }  # fmt: skip
 
 # Functions whose name ends in "_" change their argument; these do so too.

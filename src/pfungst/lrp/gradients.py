@@ -82,6 +82,31 @@ class Elementwise(torch.autograd.Function):
         return c_x, None, None, None
 
 
+class Threshold(torch.autograd.Function):
+    """The threshold ReLU T with relu(scale x + shift) = scale T(x) + shift: x where the unit is active, else t.
+
+    t = -shift / scale, where the unit switches.  As through any activation function relevance passes: c_x = c T / x.
+    Source: Binder's notes on canonisation, equations 16 to 19.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, active: Tensor, scale: Tensor, shift: Tensor, name: str, absorb: Absorb) -> Tensor:
+        at = torch.where(scale == 0, 0, -shift / scale.masked_fill(scale == 0, 1))
+        value = torch.where(active & (scale != 0), x, at)
+        ctx.name, ctx.absorb = name, absorb
+        ctx.save_for_backward(x, value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        x, value = ctx.saved_tensors
+        small = x.abs() <= torch.finfo(x.dtype).tiny * 1e8
+        relevance = c * value
+        c_x = torch.where(small, torch.where(value == x, c, 0), relevance / x.masked_fill(small, 1))
+        ctx.absorb(ctx.name, relevance - c_x * x)
+        return c_x, *[None] * 5
+
+
 class Product(torch.autograd.Function):
     """gate * signal, of shapes that broadcast; the relevance of the product is shared by ``rule``.
 
@@ -110,6 +135,58 @@ class Product(torch.autograd.Function):
         return to_gate.sum_to_size(gate.shape), to_signal.sum_to_size(signal.shape), None
 
 
+class Share(torch.autograd.Function):
+    """The value unchanged; only this share of the relevance goes on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        return c * ctx.share, None
+
+
+class Meter(torch.autograd.Function):
+    """The value unchanged; the relevance that passes, times ``sign``, is reported as absorbed.
+
+    With +1 behind a function and -1 before each of its inputs the ledger gets what the function itself absorbs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sign: int, name: str, absorb: Absorb) -> Tensor:
+        ctx.sign, ctx.name, ctx.absorb = sign, name, absorb
+        ctx.save_for_backward(x)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        ctx.absorb(ctx.name, ctx.sign * _relevance(c, x))
+        return c, None, None, None
+
+
+def _relevance(c: Tensor, x: Tensor) -> Tensor:
+    """c x, and 0 where c is 0 although x is infinite, as masked attention scores are."""
+    relevance = c * x
+    if not bool(torch.isfinite(relevance.sum())):
+        relevance = relevance.masked_fill(c == 0, 0)
+    return relevance
+
+
+class Replaced(torch.autograd.Function):
+    """The model's own value in the place of one that was computed in other steps (they differ by rounding only)."""
+
+    @staticmethod
+    def forward(ctx: Any, opened: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        return c, None
+
+
 class Constant(torch.autograd.Function):
     """Reports what a constant part of ``out`` absorbs: c times that part (or R times its mask, if raw)."""
 
@@ -122,7 +199,7 @@ class Constant(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
         (part,) = ctx.saved_tensors
-        ctx.absorb(ctx.name, c * part)
+        ctx.absorb(ctx.name, _relevance(c, part))
         return c, None, None, None
 
 

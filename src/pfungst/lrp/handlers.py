@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch.nn import functional
 from pfungst.errors import RelevanceError
 from pfungst.lrp.calls import as_function_of, bound, is_nonnegative, other_operand
 from pfungst.lrp.functions import Entry
-from pfungst.lrp.gradients import Constant, Elementwise, Preprocessing
+from pfungst.lrp.gradients import Constant, Elementwise, Meter, Preprocessing, Share
 from pfungst.lrp.interception import Dispatch
-from pfungst.lrp.marks import Mark, map_tensors
+from pfungst.lrp.marks import map_tensors
+from pfungst.lrp.samples import after_computing
 
 
 class ValueHandlers(Dispatch):
@@ -55,9 +57,8 @@ class ValueHandlers(Dispatch):
                 pad(torch.zeros_like(x), given["pad"], value=value)
             )  # fmt: skip
         step = self._step(name, name, note="padding absorbs its relevance")
-        padded = Constant.apply(result, part, step.name, self.absorb)
-        nonnegative = mark.nonnegative and value >= 0
-        return self.marks.put(padded, Mark(mark.raw, mark.linear, nonnegative, mark.bounds))
+        padded = Constant.apply(result, part, step.name, self._absorber(mark.samples))
+        return self.marks.put(padded, replace(mark, nonnegative=mark.nonnegative and value >= 0))
 
     def _add(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         if len(self._marked((args, kwargs))) > 1:
@@ -75,28 +76,27 @@ class ValueHandlers(Dispatch):
         out = compute(x_entered)
         part = compute(torch.zeros_like(x)).detach().expand(out.shape)
         step = self._step(name, name, note="the constant summand absorbs its part")
-        result = Constant.apply(out, part, step.name, self.absorb)
-        return self._finish(result, [x_entered], Entry("add", "keeps" if keeps else "unknown"), raw=False)
+        samples = after_computing(out.shape, [(x.shape, self._mark(x).samples)])
+        result = Constant.apply(out, part, step.name, self._absorber(samples))
+        # A gate and a constant, such as 1 - g, are still a gate.
+        kind = Entry("add", "keeps" if keeps else "unknown", gate=self._mark(x_entered).gate)
+        return self._finish(result, [x_entered], kind, raw=False)
 
     def _scale(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
-        inputs = self._marked((args, kwargs))
-        if len(inputs) > 1:
-            raise self._unknown(name, "multiplies or divides two values that both depend on the input; it has no rule")
-        (x,) = inputs
-        if name in ("div", "divide", "true_divide"):
-            if args[0] is not x:
-                raise self._unknown(name, "divides by a value that depends on the input; it has no rule")
-            if kwargs.get("rounding_mode") is not None:
-                raise self._unknown(name, "rounds its result; it has no rule")
+        """A product or quotient with a constant; two values of the input are in ``products.py``."""
+        (x,) = self._marked((args, kwargs))
+        if kwargs.get("rounding_mode") is not None:
+            raise self._unknown(name, "rounds its result; it has no rule")
+        if name in ("div", "divide", "true_divide") and args[0] is not x:
+            return self._elementwise(func, name, Entry("elementwise"), args, kwargs)
         constant = other_operand(x, args, kwargs, 1)
         compute = as_function_of(x, func, args, kwargs)
         keeps = name not in ("neg", "negative") and is_nonnegative(constant)
         plain = self._preprocessing(x, compute, keeps)
         if plain is not None:
             return plain
-        x = self._enter(x)
-        kind = Entry("scale", "keeps" if keeps else "unknown")
-        return self._finish(func(*map_tensors(args, self._enter), **map_tensors(kwargs, self._enter)), [x], kind, False)
+        entered = self._enter(x)
+        return self._finish(compute(entered), [entered], Entry("scale", "keeps" if keeps else "unknown"), False)
 
     def _preprocessing(self, x: Tensor, compute: Callable[[Tensor], Tensor], keeps: bool) -> Tensor | None:
         """Arithmetic with a constant on raw values, where R passes unchanged; None if that is not the case."""
@@ -111,15 +111,56 @@ class ValueHandlers(Dispatch):
             with torch.no_grad():
                 ends = compute(mark.bounds[0]), compute(mark.bounds[1])
             bounds = torch.minimum(*ends), torch.maximum(*ends)
-        return self.marks.put(result, Mark(True, mark.linear, mark.nonnegative and keeps, bounds))
+        return self.marks.put(result, replace(mark, nonnegative=mark.nonnegative and keeps, gate=False, bounds=bounds))
 
     def _elementwise(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
-        if len(self._marked((args, kwargs))) > 1:
-            raise self._unknown(name, "takes several values that depend on the input; it has no rule")
-        x = self._enter(args[0])
+        x, *others = self._marked((args, kwargs))
+        if others:  # a power whose exponent, or a bound that depends on the input, is a constant
+            if name not in ("pow", "clamp", "clamp_min", "clamp_max", "clip") or args[0] is not x:
+                raise self._unknown(name, "takes several values that depend on the input; it has no rule")
+            args, kwargs = map_tensors((args, kwargs), lambda t: t.detach() if any(t is o for o in others) else t)
+        mark = self._mark(x)
+        entered = self._enter(x)
         step = self._step(name, name)
-        result = Elementwise.apply(x, lambda value: func(value, *args[1:], **kwargs), step.name, self.absorb)
-        return self._finish(result, [x], entry, raw=False)
+        compute = as_function_of(x, func, args, kwargs)
+        result = Elementwise.apply(entered, compute, step.name, self._absorber(mark.samples))
+        return self._finish(result, [entered], entry, raw=False)
+
+    def _balanced(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
+        """The gradient, and what it does not carry is absorbed: for softmax this is the rule of AttnLRP."""
+        args, kwargs = map_tensors((args, kwargs), self._enter)
+        inputs = self._marked((args, kwargs))
+        step = self._step(name, name)
+
+        def metered(tensor: Tensor) -> Tensor:
+            mark = self.marks.get(tensor)
+            return tensor if mark is None else Meter.apply(tensor, -1, step.name, self._absorber(mark.samples))
+
+        result = func(*map_tensors(args, metered), **map_tensors(kwargs, metered))
+        if not isinstance(result, Tensor):  # as max(x, dim) of values and indices
+            return self._finish(result, inputs, entry, raw=False)
+        samples = self._one(self._samples(func, name, entry, args, kwargs, result), result, inputs)
+        result = Meter.apply(result, 1, step.name, self._absorber(samples))
+        return self._finish(result, inputs, entry, raw=False, samples=[samples])
+
+    def _extremum(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
+        """The greatest of several values: the winner takes all, a constant among them absorbs what it wins."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        constants = any(self.marks.get(tensor) is None for tensor in tensors)
+        if constants:
+            entry = Entry(entry.handler, "keeps" if name in ("max", "maximum", "fmax") else "unknown")
+        return (self._balanced if constants else self._gradient)(func, name, entry, args, kwargs)
+
+    def _variance(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
+        # Homogeneous of degree 2: by Euler's theorem the gradient would carry twice the relevance.
+        x = self._enter(args[0])
+        half = self.marks.put(Share.apply(x, 0.5), replace(self._mark(x)))
+        return self._gradient(func, name, entry, (half, *args[1:]), kwargs)
+
+    def _fill(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
+        value = args[1] if len(args) > 1 else kwargs.get("value", 0)
+        everywhere = torch.ones_like(args[0], dtype=torch.bool)
+        return self._gradient(torch.masked_fill, "masked_fill", entry, (args[0], everywhere, value), {})
 
     def _assign(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         """x[index] = value and x.copy_(value), out of place."""
@@ -141,4 +182,6 @@ class ValueHandlers(Dispatch):
         result = assigned(target, value)
         step = self._step(name, name)
         part = assigned(constant(target), constant(value)).detach()
-        return self._finish(Constant.apply(result, part, step.name, self.absorb), inputs, Entry("assign"), raw=False)
+        samples = self._mark(target).samples if self.marks.get(target) is not None else None
+        result = Constant.apply(result, part, step.name, self._absorber(samples))
+        return self._finish(result, inputs, Entry("assign"), raw=False)

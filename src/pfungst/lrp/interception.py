@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,17 +11,28 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pfungst.errors import RelevanceError, UnknownFunction
-from pfungst.lrp.calls import out_of_place, where
+from pfungst.lrp.calls import bound, out_of_place, where
 from pfungst.lrp.functions import TABLE, Entry, plain_name
-from pfungst.lrp.gradients import Constant, Enter
+from pfungst.lrp.gradients import Absorb, Constant, Enter
 from pfungst.lrp.marks import Mark, Marks, Write, map_tensors, share_memory
 from pfungst.lrp.plan import Step
 from pfungst.lrp.presets import Preset
+from pfungst.lrp.samples import PERMUTING, Samples, after_computing, after_moving, compressed, per_sample, spread
 
 # Functions through which Python reads a value; what the model does with it is a constant to us, and plan says so.
 _READS = {"item", "tolist", "numpy", "__array__", "__float__", "__int__"}
-# Functions that join a list of values, some of which may be constants.
-_JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "write"}
+# Functions of several values that are linear in all of them together, some of which may be constants.
+_JOINS = {
+    "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "write", "where", "masked_fill",
+    "masked_scatter", "scatter", "index_put", "index_copy", "index_fill", "index_add", "scatter_add", "slice_scatter",
+    "select_scatter", "fill",
+}  # fmt: skip
+# Functions that drop or shorten axes but keep their order.
+_REDUCTIONS = {
+    "mean", "sum", "amax", "amin", "max", "min", "norm", "vector_norm", "logsumexp", "topk", "prod", "std", "var",
+}  # fmt: skip
+# Functions that move nothing, listed with those that do.
+_CASTS = {"float", "double", "half", "bfloat16", "cuda", "cpu", "to", "type", "type_as", "contiguous", "clone"}
 _WRITE = Entry("gradient", "keeps", moves=True)  # an in-place write seen through another view of its memory
 
 
@@ -159,13 +171,17 @@ class Dispatch(TorchFunctionMode):
         with torch.enable_grad():
             return Enter.apply(tensor) if mark.raw else tensor
 
-    def absorb(self, name: str, relevance: Tensor) -> None:
-        """Add what a node absorbed (any shape, samples in the leading axis) to the ledger, per sample in float64."""
-        if relevance.numel() % self.batch:
-            total = relevance.sum(dtype=torch.float64).expand(self.batch) / self.batch
-        else:
-            total = relevance.reshape(self.batch, -1).sum(1, dtype=torch.float64)
+    def absorb(self, name: str, relevance: Tensor, samples: Samples = None) -> None:
+        """Add what a node absorbed to the ledger, per sample in float64.
+
+        ``relevance`` has any shape; ``samples`` tells whose its entries are (None: samples follow one another).
+        """
+        total = per_sample(relevance, samples, self.batch)
         self.ledger[name] = self.ledger[name] + total if name in self.ledger else total
+
+    def _absorber(self, samples: Samples) -> Absorb:
+        """``absorb`` for tensors whose entries belong to these samples."""
+        return self.absorb if samples is None else partial(self.absorb, samples=samples)
 
     # ---- small steps that several handlers share ---------------------------------------------------------------
 
@@ -185,7 +201,8 @@ class Dispatch(TorchFunctionMode):
         mark = self.marks.get(tensor)
         if mark is None or not mark.raw:
             return tensor
-        return self.marks.put(Enter.apply(tensor), Mark(False, mark.linear, mark.nonnegative))
+        entered = Mark(False, mark.linear, mark.nonnegative, mark.gate, mark.samples)
+        return self.marks.put(Enter.apply(tensor), entered)
 
     def _step(self, name: str, function: str, kind: str = "", rule: str = "", note: str = "") -> Step:
         count = self._counts[name] = self._counts.get(name, 0) + 1
@@ -194,19 +211,62 @@ class Dispatch(TorchFunctionMode):
         self.steps.append(step)
         return step
 
-    def _finish(self, result: Any, inputs: Sequence[Tensor], entry: Entry, raw: bool) -> Any:
-        """Mark every floating-point tensor of a result."""
+    def _finish(self, result: Any, inputs: Sequence[Tensor], entry: Entry, raw: bool, samples: Any = ()) -> Any:
+        """Mark every floating-point tensor of a result; ``samples`` are theirs, where known better than by shape."""
         marks = [self._mark(tensor) for tensor in inputs]
         linear = any(mark.linear for mark in marks)
         nonnegative = entry.sign == "nonnegative" or (entry.sign == "keeps" and all(mark.nonnegative for mark in marks))
+        gate = entry.gate or (entry.sign == "keeps" and all(mark.gate for mark in marks))
+        before = [(tensor.shape, mark.samples) for tensor, mark in zip(inputs, marks, strict=True)]
+        known = list(_flat(samples))
 
         def mark(tensor: Tensor) -> Tensor:
+            its = known.pop(0) if known else after_computing(tensor.shape, before)
             if self.marks.get(tensor) is None and tensor.is_floating_point():
-                self.marks.put(tensor, Mark(raw, linear, nonnegative))
+                self.marks.put(tensor, Mark(raw, linear, nonnegative, gate, its))
             return tensor
 
         map_tensors(result, mark)
         return result
+
+    def _one(self, samples: Any, result: Tensor, inputs: Sequence[Tensor]) -> Samples:
+        """The one entry of what ``_samples`` returned, or what the shape says."""
+        known = list(_flat(samples))
+        if known:
+            one: Samples = known[0]
+            return one
+        return after_computing(result.shape, [(tensor.shape, self._mark(tensor).samples) for tensor in inputs])
+
+    def _samples(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any, result: Any) -> Any:
+        """Samples of the result(s), for ``_finish``."""
+        inputs = self._marked((args, kwargs))
+        known = [self._mark(tensor).samples for tensor in inputs]
+        if self.batch == 1 or (all(k is None for k in known) and name not in PERMUTING):
+            return [None] * len(list(_flat(result)))
+
+        def number(tensor: Tensor) -> Tensor:
+            mark = self.marks.get(tensor)
+            if mark is None:
+                return torch.zeros_like(tensor, dtype=torch.int32) if tensor.is_floating_point() else tensor
+            index = spread(tensor.shape, mark.samples, self.batch, tensor.device)
+            return tensor if index is None else index
+
+        if name in _REDUCTIONS:
+            given = bound(func, args, kwargs, ("input", "dim", "keepdim"))
+            dim = given.get("dim", given.get("axis"))
+            if not isinstance(dim, int | list | tuple):
+                return ()
+            reduced = number(args[0]).amax(dim, keepdim=bool(given.get("keepdim", False)))
+            return [compressed(reduced, self.batch)] * len(list(_flat(result)))
+        if entry.moves and name not in _CASTS:
+            numbers = map_tensors((args, kwargs), number)
+            for dense in (False, True):  # a view() may need them in memory one by one
+                try:
+                    whose = map_tensors(numbers, Tensor.contiguous) if dense else numbers
+                    return after_moving(func, whose[0], whose[1], result, self.batch)
+                except (RuntimeError, TypeError):
+                    continue
+        return ()
 
     # ---- functions without a row -------------------------------------------------------------------------------
 
@@ -225,9 +285,7 @@ class Dispatch(TorchFunctionMode):
         with torch.no_grad():
             plain = map_tensors((args, kwargs), lambda t: t.detach() if self.marks.get(t) else t)
             result = func(*plain[0], **plain[1])
-        floats: list[Tensor] = []
-        map_tensors(result, lambda t: floats.append(t) if t.is_floating_point() else None)
-        if not floats:
+        if not _floats(result):
             if name in _READS:
                 self._step(name, name, note="read by Python; a constant from there on")
             return result
@@ -252,7 +310,8 @@ class Dispatch(TorchFunctionMode):
 
     def _gradient(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         inputs = self._marked((args, kwargs))
-        constants = name in _JOINS and any(self.marks.get(t) is None for t in args[0])
+        constants = name in _JOINS and any(self.marks.get(t) is None for t in _floats((args, kwargs)))
+        constants = constants or name in ("masked_fill", "index_fill", "fill")
         raw = entry.moves and not constants and all(self._mark(t).raw for t in inputs)
         if not raw:
             args, kwargs = map_tensors((args, kwargs), self._enter)
@@ -260,13 +319,14 @@ class Dispatch(TorchFunctionMode):
         result = func(*args, **kwargs)
         if any(result is tensor for tensor in inputs):
             return result
+        samples = self._samples(func, name, entry, args, kwargs, result)
         if constants:
-            zeroed = [torch.zeros_like(t) if self.marks.get(t) is not None else t for t in args[0]]
-            step = self._step(name, name)
-            result = Constant.apply(result, func(zeroed, *args[1:], **kwargs).detach(), step.name, self.absorb)
-            signs = all(self.marks.get(t) is not None or bool((t >= 0).all()) for t in args[0])
-            entry = entry if signs else Entry(entry.handler)
-        result = self._finish(result, inputs, entry, raw)
+            zeroed = map_tensors((args, kwargs), lambda t: torch.zeros_like(t) if self.marks.get(t) is not None else t)
+            part = func(*zeroed[0], **zeroed[1]).detach()
+            absorb = self._absorber(self._one(samples, result, inputs))
+            result = Constant.apply(result, part, self._step(name, name).name, absorb)
+            entry = entry if bool((part >= 0).all()) else Entry(entry.handler)
+        result = self._finish(result, inputs, entry, raw, samples)
         if raw:
             self._move_bounds(result, inputs, func, args, kwargs)
         return result
@@ -286,3 +346,19 @@ class Dispatch(TorchFunctionMode):
 
         low, high = bound(0), bound(1)
         self._mark(result).bounds = (torch.minimum(low, high), torch.maximum(low, high))
+
+
+def _floats(values: Any) -> list[Tensor]:
+    """The tensors that can carry relevance (complex ones carry values too)."""
+    found: list[Tensor] = []
+    map_tensors(values, lambda t: found.append(t) if t.is_floating_point() or t.is_complex() else None)
+    return found
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    """The leaves of nested lists and tuples."""
+    if isinstance(values, list | tuple):
+        for value in values:
+            yield from _flat(value)
+    else:
+        yield values

@@ -19,8 +19,11 @@ class Mark:
                  relevance R, everywhere else the gradient carries c = R / activation
     linear       a linear node lies before it: the next one is not the input layer
     nonnegative  every entry is known to be >= 0
+    gate         it weighs what it is multiplied with: the result of a sigmoid or softmax, or a mean or copy of one
+    samples      the sample of each entry (``samples.py``), None if samples follow one another in memory order
     bounds       smallest and greatest value, where the preset asks for them (raw tensors only)
     source       the linear call that made it, so that a batch norm can be merged into that call
+    normed       of a batch norm that no linear node precedes, and of the ReLU behind it: its input, scale and shift
     current      what in-place functions made of it: later calls use this one instead
     writes_seen  how many of the writes to its memory ``current`` has in it
     """
@@ -28,8 +31,11 @@ class Mark:
     raw: bool = False
     linear: bool = True
     nonnegative: bool = False
+    gate: bool = False
+    samples: Tensor | None = None
     bounds: tuple[Tensor, Tensor] | None = None
     source: Any = None
+    normed: Any = None
     current: Tensor | None = None
     writes_seen: int = 0
 
@@ -99,7 +105,8 @@ class Marks:
 
     def reshape(self, tensor: Tensor, view: Tensor) -> None:
         """An in-place function like ``unsqueeze_`` made ``tensor`` another view of its memory."""
-        self.views[tensor] = view
+        if view is not tensor:
+            self.views[tensor] = view
 
     def reshaped(self, tensor: Tensor) -> Tensor:
         """The view that ``tensor`` is by now."""

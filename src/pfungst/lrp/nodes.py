@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from pfungst.errors import RelevanceError
-from pfungst.lrp.calls import as_tuple, bound
+from pfungst.lrp.calls import as_function_of, as_tuple, bound
 from pfungst.lrp.functions import Entry
-from pfungst.lrp.gradients import Linear, LinearNode
-from pfungst.lrp.handlers import ValueHandlers
-from pfungst.lrp.marks import Mark
-from pfungst.lrp.operators import Convolution, Dense, Diagonal, LinearOperator
+from pfungst.lrp.gradients import Absorb, Linear, LinearNode, Threshold
+from pfungst.lrp.marks import Mark, map_tensors
+from pfungst.lrp.operators import Contraction, Convolution, Dense, Diagonal, LinearOperator
 from pfungst.lrp.plan import Step
+from pfungst.lrp.products import ProductHandlers
+from pfungst.lrp.samples import after_computing
 
 
 @dataclass
@@ -30,7 +31,18 @@ class Source:
     step: Step
 
 
-class Interception(ValueHandlers):
+@dataclass
+class Normed:
+    """A batch norm before a linear node, ``x * scale + shift`` per channel; ``active`` where a ReLU let it through."""
+
+    x: Tensor
+    scale: Tensor
+    shift: Tensor
+    step: Step
+    active: Tensor | None = None
+
+
+class LinearNodes(ProductHandlers):
     """Runs the model's torch functions with the backward passes of the table; collects marks, steps and ledger."""
 
     def _convolution(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
@@ -70,7 +82,11 @@ class Interception(ValueHandlers):
         self, func: Any, name: str, given: dict[str, Any], args: Any, kwargs: Any, extra: tuple[int, ...] = ()
     ) -> Any:
         x, weight, bias = args[0], given["weight"], given.get("bias")
-        self._check_constant(name, weight, bias)
+        if self._marked((weight, bias)):
+            if self.preset.gates != "all" or self.marks.get(x) is None or self._marked((bias,)):
+                return self._shared(func, name, args, kwargs, [x, weight], False)
+            # A kernel made from the input chooses what is done to it: all goes to what it is applied to.
+            args, kwargs = map_tensors((args, kwargs), lambda t: t.detach() if t is weight else t)
         dims = weight.dim() - 2
         if x.dim() != dims + 2:
             raise RelevanceError(
@@ -90,21 +106,41 @@ class Interception(ValueHandlers):
         )
         return self._linear_node(name, x, op, weight, lambda value: func(value, *args[1:], **kwargs))
 
-    def _dense(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
-        """F.linear, and matrix products whose second factor is a constant matrix."""
+    def _linear_product(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """F.linear, and matrix products of every kind with one constant factor."""
         if name == "linear":
-            given = bound(func, args, kwargs, ("input", "weight", "bias"))
-            x, weight, bias = args[0], given["weight"], given.get("bias")
-            self._check_constant(name, weight, bias)
-            op = Dense(weight.detach(), None if bias is None else bias.detach())
-            return self._linear_node(name, x, op, weight, lambda v: func(v, *args[1:], **kwargs))
-        bias, x, weight = (args[0], args[1], args[2]) if name == "addmm" else (None, args[0], args[1])
-        self._check_constant(name, weight, bias)
-        if weight.dim() != 2 or kwargs:
-            raise self._unknown(name, "with a constant that is not one matrix, or with beta/alpha, has no rule")
-        op = Dense(weight.detach().t(), None if bias is None else bias.detach())
-        compute = (lambda v: func(bias, v, weight)) if name == "addmm" else (lambda v: func(v, weight))
-        return self._linear_node(name, x, op, weight, compute)
+            x, weight, bias = args
+            op: LinearOperator = Dense(weight.detach(), None if bias is None else bias.detach())
+            return self._linear_node(name, x, op, weight, lambda v: func(v, weight, bias))
+        x, weight = self._sides(name, args)
+        compute = as_function_of(x, func, args, kwargs)
+        if name in ("matmul", "mm") and args[0] is x and weight.dim() == 2 and not kwargs:
+            return self._linear_node(name, x, Dense(weight.detach().t(), None), weight, compute)
+        if name == "addmm" and args[1] is x and not kwargs:
+            return self._linear_node(name, x, Dense(weight.detach().t(), args[0].detach()), weight, compute)
+
+        def product(value: Tensor, factor: Tensor) -> Tensor:
+            changed = map_tensors((args, kwargs), lambda t: value if t is x else factor if t is weight else t)
+            result: Tensor = func(*changed[0], **changed[1])
+            if bias is None:
+                return result
+            zero = map_tensors((args, kwargs), lambda t: torch.zeros_like(t) if t is x or t is weight else t)
+            return result - func(*zero[0], **zero[1])
+
+        bias = None
+        if name not in ("matmul", "mm", "bmm", "mv", "einsum", "tensordot", "inner"):
+            with torch.no_grad():
+                bias = compute(torch.zeros_like(x)).detach()
+        return self._linear_node(name, x, Contraction(weight.detach(), bias, compute=product), weight, compute)
+
+    def _sides(self, name: str, args: Any) -> tuple[Tensor, Tensor]:
+        """The factor of a product that carries values of the input, and the one that is a constant."""
+        factors = self._factors(name, args)
+        (x,) = self._marked(factors)
+        constants = [factor for factor in factors if factor is not x]
+        if len(constants) != 1:
+            raise self._unknown(name, f"of {len(factors)} factors has no rule")
+        return x, constants[0]
 
     def _batch_norm(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         fields = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
@@ -135,11 +171,36 @@ class Interception(ValueHandlers):
         shape = [1, -1, *[1] * (x.dim() - 2)]
         op = Diagonal(scale.reshape(shape), shift.reshape(shape))
         y = self._linear_node(name, x, op, parameter, lambda _: value)
+        if not self._mark(x).raw:
+            self._mark(y).normed = Normed(x, scale, shift, self.steps[-1])
         return (y, *rest) if rest else y
 
-    def _check_constant(self, name: str, *tensors: Tensor | None) -> None:
-        if any(t is not None and self.marks.get(t) is not None for t in tensors):
-            raise self._unknown(name, "has weights that depend on the input; it has no rule")
+    def _relu(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
+        normed = self._mark(args[0]).normed
+        result = self._gradient(func, name, entry, args, kwargs)
+        if normed is not None:
+            self._mark(result).normed = replace(normed, active=result.detach() > 0)
+        return result
+
+    def _before_norm(self, x: Tensor, op: LinearOperator, step: Step) -> tuple[Tensor, LinearOperator]:
+        """A linear node behind batch norm and ReLU as a node behind a threshold ReLU, with the norm merged into it."""
+        normed: Normed | None = self._mark(x).normed
+        channels_last = op.kind == "convolution" or x.dim() == 2
+        if self.preset.pre_activation == "diagonal" or normed is None or not channels_last:
+            return x, op
+        if op.kind not in ("convolution", "dense") or isinstance(op, Contraction):
+            return x, op
+        step.note = f"merged with {'' if normed.active is None else 'ReLU and '}batch norm {normed.step.name} before it"
+        normed.step.rule, normed.step.note = "-", f"merged into {step.name}"
+        inner = self._enter(normed.x)
+        mark = self._mark(inner)
+        merged = op.after(normed.scale, normed.shift, x)
+        if normed.active is None:
+            return inner, merged
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        scale, shift = normed.scale.reshape(shape), normed.shift.reshape(shape)
+        value = Threshold.apply(inner, normed.active, scale, shift, normed.step.name, self._absorber(mark.samples))
+        return self.marks.put(value, Mark(False, mark.linear, samples=mark.samples)), merged
 
     def _linear_node(
         self,
@@ -149,11 +210,16 @@ class Interception(ValueHandlers):
         weight: Tensor,
         compute: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        mark = self.marks.get(x)
-        if mark is None:
-            raise self._unknown(function, "has weights that depend on the input; it has no rule")
+        mark = self._mark(x)
         step = self._step(self.names.get(id(weight), function), function, op.kind)
-        y = self._apply(x, mark, op, step, compute)
+        before, op = self._before_norm(x, op, step)
+        if before is not x:
+            with torch.no_grad():
+                value = compute(x)
+            x, mark = before, self._mark(before)
+            y = self._apply(x, mark, op, step, lambda _: value)
+        else:
+            y = self._apply(x, mark, op, step, compute)
         known = self._mark(y)
         # A diagonal node keeps no source: a second batch norm on it stays a node of its own.
         known.source = None if op.kind == "batch_norm" else Source(x, mark, op, step)
@@ -171,9 +237,13 @@ class Interception(ValueHandlers):
                 "use it at position 'input' only, and let the model do no arithmetic but normalisation before it",
             )
         step.rule = rule.label + (" at the input" if is_input else "")
-        node = LinearNode(step.name, op, rule, mark.raw, mark.nonnegative, mark.bounds, self.absorb)
+        # What a node absorbs has the shape of its output; samples are where they were.
+        absorb: Absorb = self.absorb
+        if mark.samples is not None:
+            absorb = lambda name, part: self.absorb(name, part, after_computing(part.shape, [(x.shape, mark.samples)]))  # noqa: E731
+        node = LinearNode(step.name, op, rule, mark.raw, mark.nonnegative, mark.bounds, absorb)
         y: Tensor = Linear.apply(x, compute, node)
-        self.marks.put(y, Mark(raw=False, linear=True))
+        self.marks.put(y, Mark(raw=False, linear=True, samples=after_computing(y.shape, [(x.shape, mark.samples)])))
         if step.name in self.keep:
             self.outputs[step.name] = y
         return y

@@ -7,6 +7,7 @@ backwards.  Each class here gives just that: ``forward(x, weight)`` without the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +50,20 @@ class LinearOperator:
             bias = bias + self.bias * self.channel_vector(scale)
         return replace(self, weight=self.weight * self.channel_weight(scale), bias=bias)
 
+    def input_weight(self, values: Tensor) -> Tensor:
+        """``values``, one an input channel, shaped to broadcast against ``weight``."""
+        raise NotImplementedError
+
+    def after(self, scale: Tensor, shift: Tensor, x: Tensor) -> LinearOperator:
+        """This operator applied to ``x * scale + shift`` per input channel, as one operator on ``x``.
+
+        Its bias varies in space where there is padding, since padding is zero and not ``shift``.
+        """
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        bias = self.forward(shift.reshape(shape).expand(1, *x.shape[1:]), self.weight)
+        bias = bias if self.bias is None else bias + self.bias
+        return replace(self, weight=self.weight * self.input_weight(scale), bias=bias)
+
 
 @dataclass(frozen=True)
 class Dense(LinearOperator):
@@ -65,6 +80,28 @@ class Dense(LinearOperator):
 
     def channel_weight(self, values: Tensor) -> Tensor:
         return values[:, None]
+
+    def input_weight(self, values: Tensor) -> Tensor:
+        return values[None, :]
+
+
+@dataclass(frozen=True)
+class Contraction(LinearOperator):
+    """Any product with a constant ``weight``, such as a matrix from the left, a batch of matrices or an einsum.
+
+    ``compute(x, weight)`` is the product without a bias, linear in both.
+    """
+
+    compute: Callable[[Tensor, Tensor], Tensor] = torch.matmul
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.compute(x, weight)
+
+    def transpose(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            back: Tensor = torch.autograd.grad(self.compute(point, weight), point, s)[0]
+        return back
 
 
 @dataclass(frozen=True)
@@ -137,3 +174,11 @@ class Convolution(LinearOperator):
         in_per_group = self.weight.shape[0] // self.groups
         by_group = values.reshape(self.groups, 1, out_per_group).expand(-1, in_per_group, -1)
         return by_group.reshape(self.weight.shape[0], out_per_group, *[1] * len(self.stride))
+
+    def input_weight(self, values: Tensor) -> Tensor:
+        axes = [1] * len(self.stride)
+        if self.transposed:
+            return values.reshape(-1, 1, *axes)
+        outputs = self.weight.shape[0] // self.groups
+        by_group = values.reshape(self.groups, 1, -1).expand(-1, outputs, -1)
+        return by_group.reshape(self.weight.shape[0], -1, *axes)

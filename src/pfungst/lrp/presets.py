@@ -17,6 +17,7 @@ KINDS = ("convolution", "dense", "batch_norm", "recurrent")
 GATES = ("all", "half", "prop", "abs")
 ATTENTION = ("attnlrp", "constant")
 NORMS = ("detached", "identity")
+PRE_ACTIVATION = ("threshold", "diagonal")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Preset:
                Ali et al. 2022)
     norms      layer, group and root-mean-square norms: ``detached`` takes the deviation for a constant and all else
                for a linear map, ``identity`` hands relevance on unchanged
+    pre_activation  batch norm, ReLU, linear node in this order, as in DenseNet: ``threshold`` merges the norm into the
+               node behind a ReLU with thresholds, which is the same function; ``diagonal`` leaves it a node of its own
     """
 
     name: str
@@ -69,9 +72,16 @@ class Preset:
     gates: str = "all"
     attention: str = "attnlrp"
     norms: str = "detached"
+    pre_activation: str = "threshold"
 
     def __post_init__(self) -> None:
-        for word, known in ((self.gates, GATES), (self.attention, ATTENTION), (self.norms, NORMS)):
+        choices = (
+            (self.gates, GATES),
+            (self.attention, ATTENTION),
+            (self.norms, NORMS),
+            (self.pre_activation, PRE_ACTIVATION),
+        )
+        for word, known in choices:
             if word not in known:
                 raise SettingError(f"preset {self.name!r}: {word!r} is unknown", f"it is one of {', '.join(known)}")
 
@@ -101,6 +111,7 @@ class Preset:
     def describe(self) -> str:
         rows = [f"{r.kind or 'any'}/{r.position or 'anywhere'}/{r.name or '*'}: {r.rule.label}" for r in self.rows]
         choices = f"gates={self.gates}, attention={self.attention}, norms={self.norms}"
+        choices += f", pre_activation={self.pre_activation}"
         return f"{self.name} [{'; '.join(rows)}; {choices}]"
 
 
@@ -117,7 +128,7 @@ def _rows(convolution: Rule, epsilon: float, *first: Row) -> tuple[Row, ...]:
 
 def epsilon(epsilon: float = 1e-6) -> Preset:
     """ε everywhere; with ε = 0 gradient times input (for ReLU networks)."""
-    return Preset("epsilon", (Row(Epsilon(epsilon)),))
+    return Preset("epsilon", (Row(Epsilon(epsilon)),), pre_activation="diagonal")
 
 
 def epsilon_plus(epsilon: float = 1e-6) -> Preset:
@@ -145,6 +156,30 @@ def epsilon_gamma_box(epsilon: float = 1e-6, gamma: float = 0.25) -> Preset:
     return Preset("epsilon-gamma-box", _rows(Gamma(gamma), epsilon, Row(ZBox(), position="input")))
 
 
+def attnlrp(epsilon: float = 1e-6, gates: str = "half") -> Preset:
+    """ε everywhere; relevance goes through attention weights too.  Source: Achtibat et al. 2024 (AttnLRP)."""
+    return Preset("attnlrp", (Row(Epsilon(epsilon)),), gates, "attnlrp", pre_activation="diagonal")
+
+
+def attnlrp_gamma(convolution: float = 0.25, dense: float = 0.05, epsilon: float = 1e-6) -> Preset:
+    """As attnlrp with γ for convolutions and dense layers: the setting of its authors for vision transformers."""
+    return Preset("attnlrp-gamma", _gammas(convolution, dense, epsilon), "half", "attnlrp")
+
+
+def cp_lrp(epsilon: float = 1e-6) -> Preset:
+    """ε everywhere; attention weights and gates are constants.  Source: Ali et al. 2022 (conservative propagation)."""
+    return Preset("cp-lrp", (Row(Epsilon(epsilon)),), "all", "constant", pre_activation="diagonal")
+
+
+def cp_lrp_gamma(convolution: float = 0.25, dense: float = 0.05, epsilon: float = 1e-6) -> Preset:
+    """As cp-lrp with γ for convolutions and dense layers: smoother maps, the choice of ``auto`` for attention."""
+    return Preset("cp-lrp-gamma", _gammas(convolution, dense, epsilon), "all", "constant")
+
+
+def _gammas(convolution: float, dense: float, epsilon: float) -> tuple[Row, ...]:
+    return Row(Gamma(convolution), "convolution"), Row(Gamma(dense), "dense"), Row(Epsilon(epsilon))
+
+
 PRESETS: dict[str, Callable[..., Preset]] = {
     "epsilon": epsilon,
     "epsilon-plus": epsilon_plus,
@@ -152,6 +187,10 @@ PRESETS: dict[str, Callable[..., Preset]] = {
     "epsilon-alpha2-beta1": epsilon_alpha2_beta1,
     "epsilon-alpha2-beta1-flat": epsilon_alpha2_beta1_flat,
     "epsilon-gamma-box": epsilon_gamma_box,
+    "attnlrp": attnlrp,
+    "attnlrp-gamma": attnlrp_gamma,
+    "cp-lrp": cp_lrp,
+    "cp-lrp-gamma": cp_lrp_gamma,
 }
 
 

@@ -1,0 +1,84 @@
+"""Which sample each entry of a tensor belongs to, while a model moves its sample axis about.
+
+Most tensors keep their samples one after another in memory order: (n, ...), or (n · windows, ...).  That is
+``None`` here and costs nothing.  Where a model moves the axis (``x.transpose(0, 1)``, ``qkv.permute(2, 0, 3, 1, 4)``)
+an integer tensor says the sample of each entry; it has size 1 along axes on which the sample does not change, so it
+is small.  The ledger needs it to know whose relevance a node absorbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Samples = Tensor | None
+
+# Functions after which the first axis can be another one.
+PERMUTING = {
+    "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT", "H", "select", "getitem",
+    "unbind", "stack", "rot90", "adjoint",
+}  # fmt: skip
+
+
+def spread(shape: Sequence[int], samples: Samples, batch: int, device: Any) -> Tensor | None:
+    """The sample of each entry of a tensor of that shape, as a view where possible; None if that is unknown."""
+    if samples is not None:
+        return samples.expand(shape)
+    size = torch.Size(shape).numel()
+    if not shape or size == 0 or size % batch:
+        return None
+    order = torch.arange(batch, dtype=torch.int32, device=device)
+    if shape[0] % batch:
+        return order.repeat_interleave(size // batch).reshape(shape)
+    column = order.repeat_interleave(shape[0] // batch)
+    return column.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+
+
+def compressed(index: Tensor, batch: int) -> Samples:
+    """``index`` with size 1 along axes on which it does not change; None if samples follow one another."""
+    shape = index.shape
+    for axis, (size, stride) in enumerate(zip(shape, index.stride(), strict=True)):
+        if size > 1 and (stride == 0 or bool((index == index.narrow(axis, 0, 1)).all())):
+            index = index.narrow(axis, 0, 1)
+    plain = spread(shape, None, batch, index.device)
+    if plain is None or (shape[0] % batch == 0 and index.numel() != index.shape[0]):
+        return index
+    along = plain[(slice(None), *[slice(1)] * (index.dim() - 1))] if shape[0] % batch == 0 else plain
+    return None if torch.equal(along, index.expand(along.shape)) else index
+
+
+def after_moving(func: Callable[..., Any], args: Any, kwargs: Any, result: Any, batch: int) -> Any:
+    """Samples of the result(s) of a function that only moves values, from a run on sample numbers instead."""
+    moved = func(*args, **kwargs)
+
+    def known(index: Any, value: Any) -> Any:
+        if isinstance(index, list | tuple):
+            return [known(i, v) for i, v in zip(index, value, strict=True)]
+        return compressed(index, batch) if isinstance(index, Tensor) and index.dtype == torch.int32 else None
+
+    return known(moved, result)
+
+
+def after_computing(shape: Sequence[int], before: Sequence[tuple[Sequence[int], Samples]]) -> Samples:
+    """Samples of a result whose axes are those of its inputs, apart from their lengths (sums keep theirs as 1)."""
+    for _, samples in before:
+        if samples is not None and samples.dim() == len(shape):
+            fits = all(s in (1, length) for s, length in zip(samples.shape, shape, strict=True))
+            if fits:
+                return samples
+    return None
+
+
+def per_sample(relevance: Tensor, samples: Samples, batch: int) -> Tensor:
+    """Sum of a tensor's entries over each sample, (batch,) float64."""
+    if samples is None:
+        if relevance.numel() % batch:  # nothing better is known
+            return relevance.sum(dtype=torch.float64).expand(batch) / batch
+        return relevance.reshape(batch, -1).sum(1, dtype=torch.float64)
+    same = [axis for axis, size in enumerate(samples.shape) if size == 1]
+    sums = relevance.sum(same, keepdim=True, dtype=torch.float64) if same else relevance.double()
+    total = torch.zeros(batch, dtype=torch.float64, device=relevance.device)
+    return total.index_add(0, samples.reshape(-1), sums.reshape(-1))
