@@ -1,7 +1,8 @@
 """Autograd functions whose backward pass carries relevance instead of derivatives.
 
 Between nodes the "gradient" is c = R / activation; before the input layer it is R (see ``marks.Mark.raw``).
-Each reports to ``absorb(node name, tensor of the absorbed relevance)``, entry by entry, where it absorbs any.
+Each reports to ``absorb(node name, absorbed relevance)`` where it absorbs any, entry by entry or in sums over all but
+the leading axis.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfungst.lrp.operators import LinearOperator
+from pfungst.lrp.operators import LinearOperator, Scratch, row_sums
 from pfungst.lrp.rules import LinearCall, Rule
 
 Absorb = Callable[[str, Tensor], None]
@@ -30,8 +31,9 @@ class LinearNode:
         nonnegative: bool,
         bounds: tuple[Tensor, Tensor] | None,
         absorb: Absorb,
+        scratch: Scratch,
     ) -> None:
-        self.name, self.op, self.rule, self.absorb = name, op, rule, absorb
+        self.name, self.op, self.rule, self.absorb, self.scratch = name, op, rule, absorb, scratch
         self.raw, self.nonnegative, self.bounds = raw, nonnegative, bounds
 
 
@@ -49,9 +51,8 @@ class Linear(torch.autograd.Function):
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
         node: LinearNode = ctx.node
-        nonnegative = node.nonnegative or bool((x >= 0).all())
-        shared = node.rule.share(LinearCall(node.op, x, y, nonnegative, node.bounds), c)
-        node.absorb(node.name, c * y - shared.reached)
+        shared = node.rule.share(LinearCall(node.op, x, y, node.nonnegative, node.bounds, node.scratch), c)
+        node.absorb(node.name, shared.absorbed if shared.absorbed is not None else x.new_zeros(len(x)))
         if node.raw and not node.rule.carries_relevance:
             return shared.input * x, None, None
         return shared.input, None, None
@@ -70,15 +71,16 @@ class Elementwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
-        small = x.abs() <= torch.finfo(x.dtype).tiny * 1e8
-        ratio = y / x.masked_fill(small, 1)
-        if bool(small.any()):
-            with torch.enable_grad():
-                point = x.detach().requires_grad_()
-                slope = torch.autograd.grad(ctx.function(point).sum(), point)[0]
-            ratio = torch.where(small, slope, ratio)
-        c_x = c * ratio
-        ctx.absorb(ctx.name, c * y - c_x * x)
+        ratio = y / x
+        limit = torch.finfo(x.dtype).tiny * 1e8
+        if bool(x.abs().amin() > limit):
+            ctx.absorb(ctx.name, x.new_zeros(len(x)))  # all of c y goes to x
+            return ratio.mul_(c), None, None, None
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            slope = torch.autograd.grad(ctx.function(point).sum(), point)[0]
+        c_x = torch.where(x.abs() <= limit, slope, ratio).mul_(c)
+        ctx.absorb(ctx.name, row_sums((c * y).sub_(c_x * x)))
         return c_x, None, None, None
 
 

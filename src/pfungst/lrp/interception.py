@@ -14,6 +14,7 @@ from pfungst.lrp.calls import out_of_place, where
 from pfungst.lrp.functions import TABLE, Entry, plain_name
 from pfungst.lrp.gradients import Constant, Enter
 from pfungst.lrp.marks import Mark, Marks, Write, map_tensors, share_memory
+from pfungst.lrp.operators import Scratch
 from pfungst.lrp.plan import Step
 from pfungst.lrp.presets import Preset
 
@@ -36,6 +37,7 @@ class Dispatch(TorchFunctionMode):
         self.outputs: dict[str, Tensor] = {}  # node name -> its output, kept for the layers asked for
         self.keep: frozenset[str] = frozenset()
         self.ledger: dict[str, Tensor] = {}
+        self.scratch = Scratch()
         self._counts: dict[str, int] = {}
 
     # ---- entry point -------------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ class Interception(ValueHandlers):
                 "use it at position 'input' only, and let the model do no arithmetic but normalisation before it",
             )
         step.rule = rule.label + (" at the input" if is_input else "")
-        node = LinearNode(step.name, op, rule, mark.raw, mark.nonnegative, mark.bounds, self.absorb)
+        node = LinearNode(step.name, op, rule, mark.raw, mark.nonnegative, mark.bounds, self.absorb, self.scratch)
         y: Tensor = Linear.apply(x, compute, node)
         self.marks.put(y, Mark(raw=False, linear=True))
         if step.name in self.keep:
