@@ -54,17 +54,20 @@ class Dispatch(TorchFunctionMode):
             if not args and first_name in kwargs:
                 args = (kwargs.pop(first_name),)
         held = args[0] if args else None
-        args, kwargs = map_tensors(args, self.marks.reshaped), map_tensors(kwargs, self.marks.reshaped)
+        marks = self.marks
+        if marks.views:
+            args, kwargs = map_tensors(args, marks.reshaped), map_tensors(kwargs, marks.reshaped)
         found: dict[Tensor, Tensor] = {}  # tensors that carry values of the input -> what they hold by now
 
         def current(tensor: Tensor) -> Tensor:
-            value = self.current(tensor)
-            if self.marks.get(tensor) is not None:
+            value = self.current(tensor) if marks.writes else tensor  # nothing written: all is as the model has it
+            if marks.get(tensor) is not None:
                 found[tensor] = value
             return value
 
         given = args, kwargs
-        args, kwargs = map_tensors(args, current), map_tensors(kwargs, current)
+        args = map_tensors(args, current)
+        kwargs = map_tensors(kwargs, current) if kwargs else kwargs
         if not found:
             return func(*args, **kwargs)
         if torch.is_inference_mode_enabled():  # its tensors could not be kept for the way back
@@ -86,7 +89,7 @@ class Dispatch(TorchFunctionMode):
         with torch.enable_grad():
             result = getattr(self, f"_{entry.handler}")(func, name, entry, args, kwargs)
         replaced = {original: value for original, value in found.items() if value is not original}
-        if replaced and (entry.moves or not in_place):
+        if replaced and (entry.moves or not in_place) and name not in _JOINS:  # which copy: no view comes out
             result = self._as_views(func, entry, given, replaced, result)
         if not in_place:
             return result
