@@ -52,6 +52,7 @@ class LinearOperator:
     scale: Tensor | None = None
 
     channel_axis = 1  # of the output
+    joins = False  # Wx + Vy is best computed as one call on inputs and weights joined along axis 1
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The output for input ``x``; ``bias`` broadcasts against it."""
@@ -89,10 +90,14 @@ class LinearOperator:
             return torch.clamp(self.weight, **_bound(sign), out=out)
         return torch.mul(self.weight, self.channel_weight(self.scale), out=out).clamp_(**_bound(sign))
 
-    def transpose_effective(self, s: Tensor, x: Tensor, scratch: Scratch) -> Tensor:
-        """``transpose`` with the effective weights.  A merged scale goes to what is smaller, weights or ``s``."""
+    def transpose_effective(self, s: Tensor, x: Tensor, scratch: Scratch, spent: bool = False) -> Tensor:
+        """``transpose`` with the effective weights; ``s`` may be written over if it is ``spent``.
+
+        A merged scale goes to what is smaller, weights or ``s``.
+        """
         if self.scale is not None and s.numel() < self.weight.numel():
-            return self.transpose(s * self.channel_vector(self.scale), self.weight, x)
+            scale = self.channel_vector(self.scale)
+            return self.transpose(s.mul_(scale) if spent else s * scale, self.weight, x)
         return self.transpose(s, self.effective(scratch), x)
 
     def dot_bias(self, s: Tensor, bias: Tensor) -> Tensor:
@@ -154,6 +159,10 @@ class Diagonal(LinearOperator):
     def transpose(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         return s * weight
 
+    def transpose_effective(self, s: Tensor, x: Tensor, scratch: Scratch, spent: bool = False) -> Tensor:
+        weight = self.effective(scratch)
+        return s.mul_(weight) if spent else s * weight
+
     def channel_vector(self, values: Tensor) -> Tensor:
         return values.reshape(self.weight.shape)
 
@@ -175,6 +184,11 @@ class Convolution(LinearOperator):
     output_padding: tuple[int, ...] = (0, 0)
     groups: int = 1
     extra: tuple[int, ...] = ()
+
+    @property
+    def joins(self) -> bool:  # type: ignore[override]
+        """Few input channels, as in first layers, do not fill the processor's registers: twice as many cost little."""
+        return self.groups == 1 and not self.transposed and self.weight.shape[1] <= 8
 
     def _arguments(self) -> tuple[Any, ...]:
         return (

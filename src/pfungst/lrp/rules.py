@@ -84,12 +84,16 @@ class LinearCall:
         """
         if self.nonnegative:
             return self.op.forward(self.x, self.weight(sign), self.bias(sign))
-        z = self.op.forward(self.x.clamp(min=0), self.weight(sign), self.bias(sign))
-        return z.add_(self.op.forward(self.x.clamp(max=0), self.weight(-sign)))
+        above, below = self.x.clamp(min=0), self.x.clamp(max=0)
+        if self.op.joins:
+            weight = torch.cat((self.weight(sign), self.weight(-sign)), 1)
+            return self.op.forward(torch.cat((above, below), 1), weight, self.bias(sign))
+        z = self.op.forward(above, self.weight(sign), self.bias(sign))
+        return z.add_(self.op.forward(below, self.weight(-sign)))
 
-    def backward(self, s: Tensor) -> Tensor:
-        """Send s back along all contributions: Wᵀs."""
-        return self.op.transpose_effective(s, self.x, self.scratch)
+    def backward(self, s: Tensor, *, spent: bool = False) -> Tensor:
+        """Send s back along all contributions: Wᵀs.  ``spent``: nobody needs s any more, it may be written over."""
+        return self.op.transpose_effective(s, self.x, self.scratch, spent)
 
     def signed_backward(
         self, s_positive: Tensor, s_negative: Tensor | None, weight: Callable[[int], Tensor] | None = None
@@ -99,18 +103,23 @@ class LinearCall:
         ``weight(sign)``: the weights of such contributions where x >= 0; W⁺ and W⁻ by default.
         """
         weights = weight or self.weight
+        streams = [(s_positive, 1)] if s_negative is None else [(s_positive, 1), (s_negative, -1)]
 
-        def along(s: Tensor, sign: int) -> Tensor:
-            return self.op.transpose(s, weights(sign), self.x)
+        def along(sign: int) -> Tensor:
+            """What arrives where x has this sign."""
+            arrived = [self.op.transpose(s, weights(sign * kind), self.x) for s, kind in streams]
+            return arrived[0] if len(arrived) == 1 else arrived[0].add_(arrived[1])
 
-        above = along(s_positive, 1)
-        if s_negative is not None:
-            above += along(s_negative, -1)
         if self.nonnegative:
-            return above
-        below = along(s_positive, -1)
-        if s_negative is not None:
-            below += along(s_negative, 1)
+            return along(1)
+        if not self.op.joins:
+            return torch.where(self.x >= 0, along(1), along(-1))
+        twice = torch.cat((self.x, self.x), 1)  # of which only the shape matters
+        both = [
+            self.op.transpose(s, torch.cat((weights(kind), weights(-kind)), 1), twice).chunk(2, 1)
+            for s, kind in streams
+        ]
+        above, below = (sum(parts[1:], parts[0]) for parts in zip(*both, strict=True))
         return torch.where(self.x >= 0, above, below)
 
     def taken_by_bias(self, s: Tensor, sign: int = 0) -> Tensor | None:
@@ -181,10 +190,12 @@ class Epsilon(Rule):
     def share(self, call: LinearCall, c: Tensor) -> Shared:
         if not self.epsilon:
             return Shared(call.backward(c), call.taken_by_bias(c))
-        stabiliser = torch.copysign(torch.full((), self.epsilon, dtype=c.dtype, device=c.device), call.y)
-        s = (c * call.y).div_(stabiliser + call.y)
-        absorbed = _sum(row_sums(stabiliser.mul_(s)), call.taken_by_bias(s))
-        return Shared(call.backward(s), absorbed)
+        size = call.y.abs()
+        whole = size + max(self.epsilon, torch.finfo(c.dtype).tiny)  # never 0
+        s = size.div_(whole).mul_(c)  # z / (z + ε sign z) = |z| / (|z| + ε)
+        stabilised = row_sums(torch.sign(call.y, out=whole).mul_(s)).mul_(self.epsilon)
+        absorbed = _sum(stabilised, call.taken_by_bias(s))
+        return Shared(call.backward(s, spent=True), absorbed)
 
 
 @dataclass(frozen=True)
