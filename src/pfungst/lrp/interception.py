@@ -22,6 +22,11 @@ from pfungst.lrp.presets import Preset
 _READS = {"item", "tolist", "numpy", "__array__", "__float__", "__int__"}
 # Functions that join a list of values, some of which may be constants.
 _JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "write"}
+# What a layer asks of its input before it works: no values, so nothing to intercept.
+_ASKS = frozenset(
+    (torch.Tensor.dim, torch.Tensor.size, torch.Tensor.numel, torch.Tensor.is_floating_point)
+    + tuple(getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda"))
+)
 _WRITE = Entry("gradient", "keeps", moves=True)  # an in-place write seen through another view of its memory
 
 
@@ -49,6 +54,8 @@ class Dispatch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func in _ASKS and not self.marks.views:
+            return func(*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
         for first_name in ("input", "tensors", "self"):
             if not args and first_name in kwargs:
