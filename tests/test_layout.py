@@ -37,7 +37,7 @@ cli
 
 # The same inside folders, from what knows least to what knows most.
 INSIDE = {
-    "lrp": "operators targets plan functions calls marks samples | rules | gradients presets | interception"
+    "lrp": "operators targets plan functions calls marks | samples rules | gradients presets | interception"
     " | handlers | products | nodes | norms"
     " | engine",
     "domains": "decoding labels preprocessing | manifests | image",

@@ -156,7 +156,7 @@ class LRP:
 
     def _trace(self, x: Tensor, layers: Sequence[str], locate: bool) -> Trace:
         run = Interception(self.preset, _node_names(self.model), self.on_unknown, len(x), locate)
-        run.keep = frozenset(layers)
+        run.keep, run.device = frozenset(layers), x.device
         with torch.enable_grad():
             source = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
         run.marks.put(source, Mark(raw=True, linear=False, bounds=self._bounds(source)))

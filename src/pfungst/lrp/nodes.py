@@ -13,7 +13,7 @@ from torch.nn import functional
 from pfungst.errors import RelevanceError
 from pfungst.lrp.calls import as_function_of, as_tuple, bound
 from pfungst.lrp.functions import Entry
-from pfungst.lrp.gradients import Absorb, Linear, LinearNode, Threshold
+from pfungst.lrp.gradients import Linear, LinearNode, Threshold
 from pfungst.lrp.marks import Mark, map_tensors
 from pfungst.lrp.operators import Contraction, Convolution, Dense, Diagonal, LinearOperator
 from pfungst.lrp.plan import Step
@@ -237,11 +237,9 @@ class LinearNodes(ProductHandlers):
                 "use it at position 'input' only, and let the model do no arithmetic but normalisation before it",
             )
         step.rule = rule.label + (" at the input" if is_input else "")
-        # What a node absorbs has the shape of its output; samples are where they were.
-        absorb: Absorb = self.absorb
-        if mark.samples is not None:
-            absorb = lambda name, part: self.absorb(name, part, after_computing(part.shape, [(x.shape, mark.samples)]))  # noqa: E731
-        node = LinearNode(step.name, op, rule, mark.raw, mark.nonnegative, mark.bounds, absorb)
+        node = LinearNode(
+            step.name, op, rule, mark.raw, mark.nonnegative, mark.bounds, self.absorb, self.scratch, mark.samples
+        )
         y: Tensor = Linear.apply(x, compute, node)
         self.marks.put(y, Mark(raw=False, linear=True, samples=after_computing(y.shape, [(x.shape, mark.samples)])))
         if step.name in self.keep:
