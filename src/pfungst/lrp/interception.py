@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pfungst.errors import RelevanceError, UnknownFunction
 from pfungst.lrp.calls import out_of_place, where
@@ -35,6 +36,7 @@ class Dispatch(TorchFunctionMode):
         self.steps: list[Step] = []
         self.outputs: dict[str, Tensor] = {}  # node name -> its output, kept for the layers asked for
         self.keep: frozenset[str] = frozenset()
+        self.merged = WeakTensorKeyDictionary()  # output of a linear call -> what a batch norm merged into it made of it
         self.ledger: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 

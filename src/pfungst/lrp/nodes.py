@@ -131,6 +131,7 @@ class Interception(ValueHandlers):
         if source is not None and (source.op.kind == "convolution" or x.dim() == 2):
             source.step.note = f"merged with batch norm {self.names.get(id(parameter), '')}".rstrip()
             y = self._apply(source.x, source.mark, source.op.merged(scale, shift), source.step, lambda _: value)
+            self.merged[x] = y
             return (y, *rest) if rest else y
         shape = [1, -1, *[1] * (x.dim() - 2)]
         op = Diagonal(scale.reshape(shape), shift.reshape(shape))
@@ -175,7 +176,7 @@ class Interception(ValueHandlers):
         y: Tensor = Linear.apply(x, compute, node)
         self.marks.put(y, Mark(raw=False, linear=True))
         if step.name in self.keep:
-            self.outputs[step.name] = y
+            self.outputs.setdefault(step.name, y)
         return y
 
 
