@@ -9,9 +9,10 @@ to its summands without any division, and R = c · activation wherever it is ask
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,19 @@ from pfungst.lrp.results import Relevance
 from pfungst.lrp.streams import Split, batches
 from pfungst.lrp.targets import Choice, Several, Target, Unit, check_output, choose_output
 from pfungst.lrp.traces import Trace, normal_tensors
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def wrapped(method: Method) -> Method:
+    """The method once more, with the plain one as ``__wrapped__``: Captum's NoiseTunnel calls that."""
+
+    @functools.wraps(method)
+    def outer(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return cast(Method, outer)
+
 
 Bounds = tuple[Any, Any] | Mapping[str, tuple[Any, Any]]
 
@@ -144,6 +158,19 @@ class LRP:
             results.append(replace(found, _again=again))
         return results if several else results[0]
 
+    # What Captum's classes ask of an attribution object, so that NoiseTunnel and the metrics work on this one.
+    multiplies_by_inputs = True
+
+    @property
+    def forward_func(self) -> Callable[..., Any]:
+        """The model, under Captum's name for it."""
+        return self.model
+
+    def has_convergence_delta(self) -> bool:
+        """``attribute`` knows ``return_convergence_delta``."""
+        return True
+
+    @wrapped
     def attribute(
         self,
         inputs: Any,
@@ -208,13 +235,16 @@ class LRP:
             inputs = read_inputs(model, x, self.inputs)
             run = Interception(self.preset, node_names(model), self.on_unknown, inputs.batch, locate)
             run.keep = frozenset(keep)
+            border, rule = self.preset.even or (None, None)
+            run.begin_region(border, rule)
             for name, source in inputs.sources.items():
                 run.marks.put(source, Mark(raw=True, linear=False, bounds=self._bounds(source, name)))
             kept: dict[str, Tensor] = {}
             visit = self._visit(inputs, run, kept, keep)
-            with visiting(model, [*keep, *inputs.modules], visit), run:
+            with visiting(model, [*keep, *inputs.modules, *([border] if border else [])], visit), run:
                 output = model(*inputs.args, **inputs.kwargs)
             inputs.check_modules()
+            run.check_region()
             chosen = choose_output(output, inputs.batch, self.output)
             if isinstance(chosen, Tensor):
                 chosen = run.current(chosen)
@@ -228,6 +258,7 @@ class LRP:
         """What happens at the named modules: their outputs are kept, or become sources of their own."""
 
         def visit(name: str, output: Any) -> Any:
+            run.end_region(name)
             tensor = first_tensor(output)
             if tensor is None or not tensor.is_floating_point():
                 return None

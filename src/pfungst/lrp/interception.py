@@ -84,7 +84,7 @@ class Dispatch(TorchFunctionMode):
             func, args, kwargs, asked = out_of_place(func, name, in_place, args, kwargs)
             in_place = in_place or asked
         with torch.enable_grad():
-            result = getattr(self, f"_{entry.handler}")(func, name, entry, args, kwargs)
+            result = self._handle(func, name, entry, args, kwargs)
         replaced = {original: value for original, value in found.items() if value is not original}
         if replaced and (entry.moves or not in_place):
             result = self._as_views(func, entry, given, replaced, result)
@@ -95,6 +95,9 @@ class Dispatch(TorchFunctionMode):
         else:
             self.marks.write(given[0][0], result)
         return None if name == "setitem" else held
+
+    def _handle(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
+        return getattr(self, f"_{entry.handler}")(func, name, entry, args, kwargs)
 
     def _as_views(self, func: Any, entry: Entry, given: Any, replaced: dict[Tensor, Tensor], result: Any) -> Any:
         """Let a result that views a tensor which in-place functions changed be a view of the model's own memory.

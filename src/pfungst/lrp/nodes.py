@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from pfungst.errors import RelevanceError
 from pfungst.lrp.calls import as_tuple, bound
+from pfungst.lrp.even import EvenHandlers, EvenLinear
 from pfungst.lrp.functions import Entry
 from pfungst.lrp.gradients import Linear, LinearNode
-from pfungst.lrp.handlers import ValueHandlers
 from pfungst.lrp.marks import Mark
 from pfungst.lrp.operators import Convolution, Dense, Diagonal, LinearOperator
 from pfungst.lrp.plan import Step
@@ -30,7 +30,7 @@ class Source:
     step: Step
 
 
-class Interception(ValueHandlers):
+class Interception(EvenHandlers):
     """Runs the model's torch functions with the backward passes of the table; collects marks, steps and ledger."""
 
     def _convolution(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
@@ -163,6 +163,8 @@ class Interception(ValueHandlers):
     def _apply(
         self, x: Tensor, mark: Mark, op: LinearOperator, step: Step, compute: Callable[[Tensor], Tensor]
     ) -> Tensor:
+        if self.region is not None or id(step) in self.even_steps:
+            return self._even_node(x, mark, op, step, compute)
         is_input = not mark.linear
         rule = self.preset.rule_for(op.kind, is_input, step.name)
         if rule.carries_relevance and not mark.raw:
@@ -177,6 +179,22 @@ class Interception(ValueHandlers):
         self.marks.put(y, Mark(raw=False, linear=True))
         if step.name in self.keep:
             self.outputs.setdefault(step.name, y)
+        return y
+
+
+    def _even_node(
+        self, x: Tensor, mark: Mark, op: LinearOperator, step: Step, compute: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """A linear call in the even region; a batch norm merged into it may come when the region is over."""
+        rule = self.region or self.even_steps[id(step)]
+        self.even_steps[id(step)] = rule
+        step.rule = f"{rule.label} until {self.border}"
+        node = LinearNode(step.name, op, rule, True, mark.nonnegative, mark.bounds, self.absorb)
+        y: Tensor = EvenLinear.apply(x, compute, node)
+        self.marks.put(y, Mark(raw=True, linear=True))
+        if step.name in self.keep:
+            self.outputs.setdefault(step.name, y)
+        self.end_region(step.name)
         return y
 
 
