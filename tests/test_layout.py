@@ -37,8 +37,8 @@ cli
 
 # The same inside folders, from what knows least to what knows most.
 INSIDE = {
-    "lrp": "operators targets plan functions calls marks | rules | gradients presets | interception | handlers | even | nodes"
-    " | results modules places | inputs streams | traces | engine | concepts adapters",
+    "lrp": "operators targets plan functions calls marks | rules | gradients presets | interception | handlers"
+    " | even | nodes | results modules places | inputs streams | traces | engine | concepts adapters",
     "domains": "decoding labels preprocessing | manifests | image",
 }
 

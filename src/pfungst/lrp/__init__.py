@@ -1,5 +1,7 @@
 """Relevance of any PyTorch model: layer-wise relevance propagation.  Knows nothing of pictures or clusters."""
 
+from pfungst.lrp.adapters import quantus_explain
+from pfungst.lrp.concepts import Reference, relevance_maximisation
 from pfungst.lrp.engine import LRP
 from pfungst.lrp.places import Channels
 from pfungst.lrp.plan import Plan
@@ -18,6 +20,7 @@ __all__ = [
     "Margin",
     "Plan",
     "Preset",
+    "Reference",
     "Region",
     "Relevance",
     "Row",
@@ -27,4 +30,6 @@ __all__ = [
     "Unit",
     "Weights",
     "preset",
+    "quantus_explain",
+    "relevance_maximisation",
 ]

@@ -20,19 +20,19 @@ def quantus_explain(
     preset: str | Preset = "epsilon-plus",
     bounds: Any = None,
     device: Any = None,
-    **options: Any,
+    **settings: Any,
 ) -> np.ndarray:
     """Relevance as Quantus asks its ``explain_func`` for it: arrays in, an array of the inputs' shape out.
 
     inputs   (n, ...) array or tensor; it is taken to the model's type and device
     targets  (n,) class indices
-    options  further settings that Quantus hands to every ``explain_func`` (``method`` and the like) have no meaning here
+    settings further ones of ``LRP``; Quantus hands on its ``explain_func_kwargs``
     """
     first = next(model.parameters(), None)
     x = torch.as_tensor(inputs)
     if first is not None:
         x = x.to(device=first.device if device is None else device, dtype=first.dtype)
     target = torch.as_tensor(targets).reshape(-1).long()
-    scores = LRP(model, preset, bounds=bounds).attribute(x, target)
+    scores = LRP(model, preset, bounds=bounds, **settings).attribute(x, target)
     result: np.ndarray = scores.cpu().numpy()
     return result

@@ -26,7 +26,7 @@ from pfungst.lrp.places import Condition, Place
 from pfungst.lrp.plan import Plan
 from pfungst.lrp.presets import Preset, preset
 from pfungst.lrp.results import Relevance
-from pfungst.lrp.streams import Split, batches
+from pfungst.lrp.streams import Split, batches, device_of
 from pfungst.lrp.targets import Choice, Several, Target, Unit, check_output, choose_output
 from pfungst.lrp.traces import Trace, normal_tensors
 
@@ -217,7 +217,7 @@ class LRP:
         device   where batches go; default: where the model's parameters are
         options  further arguments of ``__call__``
         """
-        for x, labels in batches(loader, split, device or _device(self.model)):
+        for x, labels in batches(loader, split, device or device_of(self.model)):
             if isinstance(target, str) and target != "label":
                 raise SettingError(f"target={target!r}", "the only word for a target is 'label'")
             if isinstance(target, str) and labels is None:
@@ -287,8 +287,8 @@ class LRP:
         cosine = None
         if second is not None:
             other = trace.relevance(second, last=True)
-            maps = [torch.cat([t.flatten(1).double() for t in _tensors(r.scores)], 1) for r in (first, other)]
-            cosine = float(nn.functional.cosine_similarity(*maps).mean())
+            one, two = [torch.cat([t.flatten(1).double() for t in _tensors(r.scores)], 1) for r in (first, other)]
+            cosine = float(nn.functional.cosine_similarity(one, two).mean())
         return Plan(self.preset.name, trace.steps, absorbed, cosine)
 
     def _bounds(self, x: Tensor, name: str) -> tuple[Tensor, Tensor] | None:
@@ -334,11 +334,6 @@ def _is_raw(run: Interception, tensor: Tensor) -> bool:
 def _tensors(scores: Any) -> list[Tensor]:
     values = scores.values() if isinstance(scores, dict) else scores if isinstance(scores, tuple) else (scores,)
     return [value for value in values if isinstance(value, Tensor)]
-
-
-def _device(model: Any) -> torch.device | None:
-    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return None if first is None else first.device
 
 
 def _preset(which: str | Preset) -> Preset:

@@ -36,7 +36,9 @@ class Dispatch(TorchFunctionMode):
         self.steps: list[Step] = []
         self.outputs: dict[str, Tensor] = {}  # node name -> its output, kept for the layers asked for
         self.keep: frozenset[str] = frozenset()
-        self.merged = WeakTensorKeyDictionary()  # output of a linear call -> what a batch norm merged into it made of it
+        self.merged = (
+            WeakTensorKeyDictionary()
+        )  # output of a linear call -> what a batch norm merged into it made of it
         self.ledger: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 

@@ -181,7 +181,6 @@ class Interception(EvenHandlers):
             self.outputs.setdefault(step.name, y)
         return y
 
-
     def _even_node(
         self, x: Tensor, mark: Mark, op: LinearOperator, step: Step, compute: Callable[[Tensor], Tensor]
     ) -> Tensor:

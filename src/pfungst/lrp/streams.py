@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfungst.errors import DataError
 from pfungst.lrp.marks import map_tensors
@@ -14,9 +14,7 @@ from pfungst.lrp.marks import map_tensors
 Split = Callable[[Any], tuple[Any, Any]]
 
 
-def batches(
-    loader: Iterable[Any], split: Split | None, device: torch.device | str | None
-) -> Iterator[tuple[Any, Any]]:
+def batches(loader: Iterable[Any], split: Split | None, device: torch.device | str | None) -> Iterator[tuple[Any, Any]]:
     """(x, labels) of every batch, on ``device``; labels are None where there are none."""
     for batch in loader:
         x, labels = split(batch) if split is not None else split_batch(batch)
@@ -38,3 +36,9 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
         + ", not x or (x, labels)",
         "give split=, a function from a batch to (x, labels); x is a tensor, a tuple or a dict",
     )
+
+
+def device_of(model: Any) -> torch.device | None:
+    """Where the model's parameters are; None if it has none."""
+    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return None if first is None else first.device

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,20 +71,38 @@ class Trace:
             begun, flow = self._begin(target, start)
             self._run.ledger = {} if begun.rest is None else {"target": begun.rest}
             found: dict[str, Tensor] = {}
+            passed: dict[str, Tensor] = {}
             places = [self._places[name] for name in self.layers]
             with ExitStack() as hooks:
                 if conditions is not None and exclude_parallel:
                     flow = self._through(flow, conditions, places, found)
                 elif conditions is not None:
-                    self._mask(conditions, hooks)
+                    passed = self._mask(conditions, hooks)
                 left = [place for place in places if place.name not in found]
                 gradients = self._back(flow, left, list(self._inputs.sources.values()), found, last)
+            found.update(passed)
             if conditions is None and all(g is None for g in gradients):
                 raise RelevanceError(
                     "no relevance reaches the input: the graph is in pieces",
                     "look for .numpy(), .item(), torch.tensor(x) or a cache in the model's forward",
                 )
             return self._result(begun, gradients, found)
+
+    def reach(self, layer: str, seed: Tensor) -> Any:
+        """Send ``seed`` (shape of the layer's output) back from a layer as it is; the structure is that of scores.
+
+        With a preset whose even region ends at the layer it counts as relevance.
+        """
+        with normal_tensors():
+            self._run.ledger = {}
+            place = self._place(layer)
+            leaves = self._inputs.sources
+            found = torch.autograd.grad(
+                place.tensors[-1], list(leaves.values()), seed, retain_graph=True, allow_unused=True
+            )
+            return self._inputs.arrange(
+                {k: torch.zeros_like(t) if g is None else g for (k, t), g in zip(leaves.items(), found, strict=True)}
+            )
 
     def _begin(self, target: Target, start: str | None) -> tuple[Start, Flow]:
         """The explained number, and the relevance with which it starts."""
@@ -122,20 +141,26 @@ class Trace:
             found[place.name] = place.relevance([next(rest) for _ in place.tensors])
         return gradients[: len(ends)]
 
-    def _mask(self, conditions: Condition, hooks: ExitStack) -> None:
-        """Masks on the way back, as long as ``hooks`` is open; what goes round a layer is not touched."""
+    def _mask(self, conditions: Condition, hooks: ExitStack) -> dict[str, Tensor]:
+        """Masks on the way back, as long as ``hooks`` is open; what goes round a layer is not touched.
+
+        Returns what the masks let through at each layer, to be filled on the way back.
+        """
+        passed = {}
         for name, part in conditions.items():
             place = self._place(name)
-            mask = mask_for(part, place)
+            mask, passed[name] = mask_for(part, place), torch.zeros_like(place.value)
             for tensor, raw in zip(place.tensors, place.raw, strict=True):
-
-                def hook(
-                    g: Tensor, mask: Tensor = mask, t: Tensor = tensor.detach(), raw: bool = raw, name: str = name
-                ) -> Tensor:
-                    self._run.absorb(f"condition:{name}", (1 - mask) * (g if raw else g * t))
-                    return mask * g
-
+                hook = partial(self._pass, name, mask, None if raw else tensor.detach(), passed[name])
                 hooks.callback(tensor.register_hook(hook).remove)
+        return passed
+
+    def _pass(self, name: str, mask: Tensor, value: Tensor | None, passed: Tensor, g: Tensor) -> Tensor:
+        """A gradient under a mask; what it holds back goes to the ledger.  ``value``: the activation, if g is c."""
+        relevance = g if value is None else g * value
+        self._run.absorb(f"condition:{name}", (1 - mask) * relevance)
+        passed += mask * relevance
+        return mask * g
 
     def _through(self, flow: Flow, conditions: Condition, places: list[Place], found: dict[str, Tensor]) -> Flow:
         """Only what passes through the layers of the conditions: back to each in turn, and on from its masked part."""
