@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pfungst.errors import PfungstError as PfungstError
     from pfungst.lrp import LRP as LRP
     from pfungst.lrp import Relevance as Relevance
+    from pfungst.lrp import quantus_explain as quantus_explain
     from pfungst.pipeline import Audit as Audit
     from pfungst.pipeline import Finding as Finding
     from pfungst.pipeline import audit as audit
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "LRP": "pfungst.lrp",
     "Relevance": "pfungst.lrp",
+    "quantus_explain": "pfungst.lrp",
     "PfungstError": "pfungst.errors",
     "audit": "pfungst.pipeline",
     "Audit": "pfungst.pipeline",

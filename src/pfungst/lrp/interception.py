@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pfungst.errors import RelevanceError, UnknownFunction
 from pfungst.lrp.calls import bound, out_of_place, where
@@ -53,6 +54,9 @@ class Dispatch(TorchFunctionMode):
         self.steps: list[Step] = []
         self.outputs: dict[str, Tensor] = {}  # node name -> its output, kept for the layers asked for
         self.keep: frozenset[str] = frozenset()
+        self.merged = (
+            WeakTensorKeyDictionary()
+        )  # output of a linear call -> what a batch norm merged into it made of it
         self.ledger: dict[str, Tensor] = {}
         self.scratch = Scratch()
         self.device = torch.device("cpu")
@@ -107,7 +111,7 @@ class Dispatch(TorchFunctionMode):
             func, args, kwargs, asked = out_of_place(func, name, in_place, args, kwargs)
             in_place = in_place or asked
         with torch.enable_grad():
-            result = getattr(self, f"_{entry.handler}")(func, name, entry, args, kwargs)
+            result = self._handle(func, name, entry, args, kwargs)
         replaced = {original: value for original, value in found.items() if value is not original}
         if replaced and (entry.moves or not in_place) and name not in _JOINS:  # which copy: no view comes out
             result = self._as_views(func, entry, given, replaced, result)
@@ -118,6 +122,9 @@ class Dispatch(TorchFunctionMode):
         else:
             self.marks.write(given[0][0], result)
         return None if name == "setitem" else held
+
+    def _handle(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
+        return getattr(self, f"_{entry.handler}")(func, name, entry, args, kwargs)
 
     def _as_views(self, func: Any, entry: Entry, given: Any, replaced: dict[Tensor, Tensor], result: Any) -> Any:
         """Let a result that views a tensor which in-place functions changed be a view of the model's own memory.
