@@ -67,7 +67,8 @@ class Trace:
 
         ``last=True`` frees the forward pass as it goes back, which saves memory.
         """
-        with normal_tensors():
+        # Autocast is for the model's own calls; what comes back has the types that they left.
+        with normal_tensors(), torch.autocast(self.output.device.type, enabled=False):
             begun, flow = self._begin(target, start)
             self._run.ledger = {} if begun.rest is None else {"target": begun.rest}
             found: dict[str, Tensor] = {}
