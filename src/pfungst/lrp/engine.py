@@ -234,7 +234,7 @@ class LRP:
         with normal_tensors(), as_written():
             inputs = read_inputs(model, x, self.inputs)
             run = Interception(self.preset, node_names(model), self.on_unknown, inputs.batch, locate)
-            run.keep, run.device = frozenset(keep), next(iter(inputs.sources.values())).device
+            run.keep = frozenset(keep)
             border, rule = self.preset.even or (None, None)
             run.begin_region(border, rule)
             for name, source in inputs.sources.items():
@@ -249,6 +249,7 @@ class LRP:
             if isinstance(chosen, Tensor):
                 chosen = run.current(chosen)
             chosen = run.output(check_output(chosen, inputs.batch))
+            run.device = chosen.device
             self.preset.check_names([step.name for step in run.steps if step.kind])
             places = _places(run, kept, keep)
             run.marks.writes.clear()  # they keep the memory of what in-place functions changed

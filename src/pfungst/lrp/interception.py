@@ -201,7 +201,7 @@ class Dispatch(TorchFunctionMode):
             if name not in self.ledger:
                 self.ledger[name] = torch.zeros(self.batch, dtype=torch.float64, device=self.device)
             return
-        total = per_sample(relevance, samples, self.batch)
+        total = per_sample(relevance, samples, self.batch).to(self.device)
         self.ledger[name] = self.ledger[name] + total if name in self.ledger else total
 
     def _absorber(self, samples: Samples) -> Absorb:

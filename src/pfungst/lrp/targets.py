@@ -251,6 +251,10 @@ def start_of(value: Callable[[Tensor], Tensor], output: Tensor, target: Any, lin
 
 # ---- the output ----------------------------------------------------------------------------------------------------
 
+CHOOSE = (
+    "choose one: LRP(model, output='logits'), a place in the tuple or a function; or wrap the model in a module whose "
+    "forward returns the scores alone, e.g. `return self.model(x)[0]`"
+)
 Choice = str | int | Callable[[Any], Tensor] | None
 
 
@@ -270,7 +274,7 @@ def choose_output(output: Any, batch: int, choice: Choice = None) -> Any:
         raise RelevanceError(
             f"the model returns a {type(output).__name__} with {len(named)} tensors of scores"
             + (f": {', '.join(map(repr, named))}" if named else ""),
-            "choose one: LRP(model, output='logits'), a place in the tuple, or a function of what it returns",
+            CHOOSE,
         )
     return next(iter(named.values()))
 
@@ -280,7 +284,7 @@ def check_output(output: object, batch: int) -> Tensor:
     if not isinstance(output, Tensor):
         raise RelevanceError(
             f"the model's output is a {type(output).__name__}, not one tensor of scores",
-            "choose one: LRP(model, output='logits'), a place in the tuple, or a function of what it returns",
+            CHOOSE,
         )
     if output.dim() == 0 or output.shape[0] != batch:
         raise RelevanceError(

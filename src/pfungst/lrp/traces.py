@@ -51,6 +51,17 @@ class Trace:
         self.output = output.detach()
 
     @property
+    def scores(self) -> Tensor:
+        """The model's output where it is one row of scores a sample, (n, classes); otherwise an error."""
+        if self.output.dim() != 2:
+            raise RelevanceError(
+                f"the model returns shape {tuple(self.output.shape)} for {len(self.output)} inputs, expected "
+                f"({len(self.output)}, number of outputs)",
+                "wrap the model so that it returns one row of scores a sample",
+            )
+        return self.output
+
+    @property
     def steps(self) -> tuple[Any, ...]:
         return tuple(self._run.steps)
 
