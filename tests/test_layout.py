@@ -37,8 +37,8 @@ cli
 
 # The same inside folders, from what knows least to what knows most.
 INSIDE = {
-    "lrp": "operators targets plan functions calls marks | rules | gradients presets | interception | handlers | nodes"
-    " | engine",
+    "lrp": "operators targets plan functions calls marks | rules | gradients presets | cells | interception | handlers"
+    " | recurrent | nodes | engine",
     "domains": "decoding labels preprocessing | manifests | image",
 }
 

@@ -20,7 +20,7 @@ from pfungst.lrp.presets import Preset
 # Functions through which Python reads a value; what the model does with it is a constant to us, and plan says so.
 _READS = {"item", "tolist", "numpy", "__array__", "__float__", "__int__"}
 # Functions that join a list of values, some of which may be constants.
-_JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "write"}
+_JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "write", "pad_sequence"}
 _WRITE = Entry("gradient", "keeps", moves=True)  # an in-place write seen through another view of its memory
 
 
@@ -159,9 +159,16 @@ class Dispatch(TorchFunctionMode):
         with torch.enable_grad():
             return Enter.apply(tensor) if mark.raw else tensor
 
-    def absorb(self, name: str, relevance: Tensor) -> None:
-        """Add what a node absorbed (any shape, samples in the leading axis) to the ledger, per sample in float64."""
-        if relevance.numel() % self.batch:
+    def absorb(self, name: str, relevance: Tensor, rows: Tensor | None = None) -> None:
+        """Add what a node absorbed to the ledger, per sample in float64.
+
+        ``relevance`` has any shape, with the samples in the leading axis; ``rows`` says to which sample each entry of
+        that axis belongs, where it is not simply one for each.
+        """
+        if rows is not None:
+            by_row = relevance.reshape(len(rows), -1).sum(1, dtype=torch.float64)
+            total = by_row.new_zeros(self.batch).index_add_(0, rows.to(by_row.device), by_row)
+        elif relevance.numel() % self.batch:
             total = relevance.sum(dtype=torch.float64).expand(self.batch) / self.batch
         else:
             total = relevance.reshape(self.batch, -1).sum(1, dtype=torch.float64)

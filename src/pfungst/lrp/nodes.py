@@ -14,10 +14,10 @@ from pfungst.errors import RelevanceError
 from pfungst.lrp.calls import as_tuple, bound
 from pfungst.lrp.functions import Entry
 from pfungst.lrp.gradients import Linear, LinearNode
-from pfungst.lrp.handlers import ValueHandlers
 from pfungst.lrp.marks import Mark
 from pfungst.lrp.operators import Convolution, Dense, Diagonal, LinearOperator
 from pfungst.lrp.plan import Step
+from pfungst.lrp.recurrent import RecurrentHandlers
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Source:
     step: Step
 
 
-class Interception(ValueHandlers):
+class Interception(RecurrentHandlers):
     """Runs the model's torch functions with the backward passes of the table; collects marks, steps and ledger."""
 
     def _convolution(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
@@ -164,12 +164,7 @@ class Interception(ValueHandlers):
     ) -> Tensor:
         is_input = not mark.linear
         rule = self.preset.rule_for(op.kind, is_input, step.name)
-        if rule.carries_relevance and not mark.raw:
-            raise RelevanceError(
-                f"rule {rule.label} at node {step.name!r}: it gives relevance to inputs that are zero, "
-                "which only the input layer can hand on",
-                "use it at position 'input' only, and let the model do no arithmetic but normalisation before it",
-            )
+        rule.check_place(mark.raw, step.name)
         step.rule = rule.label + (" at the input" if is_input else "")
         node = LinearNode(step.name, op, rule, mark.raw, mark.nonnegative, mark.bounds, self.absorb)
         y: Tensor = Linear.apply(x, compute, node)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from pfungst.errors import SettingError
-from pfungst.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox, ZPlus
+from pfungst.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Recurrent, Rule, ZBox, ZPlus
 
 KINDS = ("convolution", "dense", "batch_norm", "recurrent")
 GATES = ("all", "half", "prop", "abs")
@@ -145,6 +145,11 @@ def epsilon_gamma_box(epsilon: float = 1e-6, gamma: float = 0.25) -> Preset:
     return Preset("epsilon-gamma-box", _rows(Gamma(gamma), epsilon, Row(ZBox(), position="input")))
 
 
+def arras(epsilon: float = 1e-3, bias_factor: float = 0.0, gates: str = "all") -> Preset:
+    """The recipe for LSTMs of Arras et al. 2017: ε everywhere, in the cell's sums too; the signal takes all."""
+    return Preset("arras", (Row(Recurrent(epsilon, bias_factor)),), gates=gates)
+
+
 PRESETS: dict[str, Callable[..., Preset]] = {
     "epsilon": epsilon,
     "epsilon-plus": epsilon_plus,
@@ -152,6 +157,7 @@ PRESETS: dict[str, Callable[..., Preset]] = {
     "epsilon-alpha2-beta1": epsilon_alpha2_beta1,
     "epsilon-alpha2-beta1-flat": epsilon_alpha2_beta1_flat,
     "epsilon-gamma-box": epsilon_gamma_box,
+    "arras": arras,
 }
 
 
