@@ -21,10 +21,10 @@ from pfungst.errors import SettingError
 from pfungst.lrp.inputs import Chosen, Inputs, argument_names, leaf, read_inputs
 from pfungst.lrp.marks import Mark
 from pfungst.lrp.modules import as_written, first_tensor, node_names, replace_first, unwrapped, visiting
-from pfungst.lrp.norms import Interception
 from pfungst.lrp.places import Condition, Place
 from pfungst.lrp.plan import Plan
 from pfungst.lrp.presets import Preset, preset
+from pfungst.lrp.recurrent import Interception
 from pfungst.lrp.results import Relevance
 from pfungst.lrp.streams import Split, batches, device_of
 from pfungst.lrp.targets import Choice, Several, Target, Unit, check_output, choose_output

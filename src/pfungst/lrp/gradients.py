@@ -119,6 +119,15 @@ class Threshold(torch.autograd.Function):
         return c_x, *[None] * 5
 
 
+def gate_share(rule: str, gate: Tensor, signal: Tensor) -> Tensor | float:
+    """The part of the relevance of gate * signal that goes to the gate, by one of the rules of ``Product``."""
+    if rule in ("all", "half"):
+        return 0.5 if rule == "half" else 0.0
+    g, s = (gate, signal) if rule == "prop" else (gate.abs(), signal.abs())
+    total = g + s
+    return torch.where(total == 0, 0.5, g / total.masked_fill(total == 0, 1))
+
+
 class Product(torch.autograd.Function):
     """gate * signal, of shapes that broadcast; the relevance of the product is shared by ``rule``.
 
@@ -137,12 +146,7 @@ class Product(torch.autograd.Function):
         gate, signal = ctx.saved_tensors
         if ctx.rule == "all":
             return None, (c * gate).sum_to_size(signal.shape), None
-        if ctx.rule == "half":
-            share: Any = 0.5
-        else:
-            g, s = (gate, signal) if ctx.rule == "prop" else (gate.abs(), signal.abs())
-            total = g + s
-            share = torch.where(total == 0, 0.5, g / total.masked_fill(total == 0, 1))
+        share = gate_share(ctx.rule, gate, signal)
         to_gate, to_signal = c * signal * share, c * gate * (1 - share)
         return to_gate.sum_to_size(gate.shape), to_signal.sum_to_size(signal.shape), None
 

@@ -27,7 +27,7 @@ _READS = {"item", "tolist", "numpy", "__array__", "__float__", "__int__"}
 _JOINS = {
     "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "write", "where", "masked_fill",
     "masked_scatter", "scatter", "index_put", "index_copy", "index_fill", "index_add", "scatter_add", "slice_scatter",
-    "select_scatter", "fill",
+    "select_scatter", "fill", "pad_sequence",
 }  # fmt: skip
 # Functions that drop or shorten axes but keep their order.
 _REDUCTIONS = {

@@ -44,7 +44,7 @@ class Normed:
 
 
 class LinearNodes(ProductHandlers):
-    """Runs the model's torch functions with the backward passes of the table; collects marks, steps and ledger."""
+    """Convolutions, products with constants, batch norms."""
 
     def _convolution(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         fields = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -234,12 +234,7 @@ class LinearNodes(ProductHandlers):
             return self._even_node(x, mark, op, step, compute)
         is_input = not mark.linear
         rule = self.preset.rule_for(op.kind, is_input, step.name)
-        if rule.carries_relevance and not mark.raw:
-            raise RelevanceError(
-                f"rule {rule.label} at node {step.name!r}: it gives relevance to inputs that are zero, "
-                "which only the input layer can hand on",
-                "use it at position 'input' only, and let the model do no arithmetic but normalisation before it",
-            )
+        rule.check_place(mark.raw, step.name)
         step.rule = rule.label + (" at the input" if is_input else "")
         node = LinearNode(
             step.name, op, rule, mark.raw, mark.nonnegative, mark.bounds, self.absorb, self.scratch, mark.samples

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from pfungst.errors import SettingError
-from pfungst.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox, ZPlus
+from pfungst.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Recurrent, Rule, ZBox, ZPlus
 
 KINDS = ("convolution", "dense", "batch_norm", "recurrent")
 GATES = ("all", "half", "prop", "abs")
@@ -195,6 +195,11 @@ def _gammas(convolution: float, dense: float, epsilon: float) -> tuple[Row, ...]
     return Row(Gamma(convolution), "convolution"), Row(Gamma(dense), "dense"), Row(Epsilon(epsilon))
 
 
+def arras(epsilon: float = 1e-3, bias_factor: float = 0.0, gates: str = "all") -> Preset:
+    """The recipe for LSTMs of Arras et al. 2017: ε everywhere, in the cell's sums too; the signal takes all."""
+    return Preset("arras", (Row(Recurrent(epsilon, bias_factor)),), gates=gates)
+
+
 PRESETS: dict[str, Callable[..., Preset]] = {
     "epsilon": epsilon,
     "epsilon-plus": epsilon_plus,
@@ -206,6 +211,7 @@ PRESETS: dict[str, Callable[..., Preset]] = {
     "attnlrp-gamma": attnlrp_gamma,
     "cp-lrp": cp_lrp,
     "cp-lrp-gamma": cp_lrp_gamma,
+    "arras": arras,
 }
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pfungst.errors import RelevanceError, SettingError
 from pfungst.lrp.inputs import Inputs
-from pfungst.lrp.norms import Interception
 from pfungst.lrp.places import Condition, Place, mask_for, order
+from pfungst.lrp.recurrent import Interception
 from pfungst.lrp.results import Relevance
 from pfungst.lrp.targets import Functional, Region, Start, Target, begin
 
