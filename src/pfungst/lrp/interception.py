@@ -24,8 +24,10 @@ _READS = {"item", "tolist", "numpy", "__array__", "__float__", "__int__"}
 _JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "write"}
 # What a layer asks of its input before it works: no values, so nothing to intercept.
 _ASKS = frozenset(
-    (torch.Tensor.dim, torch.Tensor.size, torch.Tensor.numel, torch.Tensor.is_floating_point)
-    + tuple(getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda"))
+    (
+        *(torch.Tensor.dim, torch.Tensor.size, torch.Tensor.numel, torch.Tensor.is_floating_point),
+        *(getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")),
+    )
 )
 _WRITE = Entry("gradient", "keeps", moves=True)  # an in-place write seen through another view of its memory
 
