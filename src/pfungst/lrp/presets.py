@@ -7,7 +7,7 @@ defaults; the functions below take parameters: ``epsilon_plus(epsilon=0.01)`` is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from pfungst.errors import SettingError
@@ -65,6 +65,7 @@ class Preset:
                for a linear map, ``identity`` hands relevance on unchanged
     pre_activation  batch norm, ReLU, linear node in this order, as in DenseNet: ``threshold`` merges the norm into the
                node behind a ReLU with thresholds, which is the same function; ``diagonal`` leaves it a node of its own
+    even       set by ``flat_until``: the layer down from which relevance is shared evenly, and the rule
     """
 
     name: str
@@ -73,6 +74,7 @@ class Preset:
     attention: str = "attnlrp"
     norms: str = "detached"
     pre_activation: str = "threshold"
+    even: tuple[str, Rule] | None = None
 
     def __post_init__(self) -> None:
         choices = (
@@ -95,6 +97,17 @@ class Preset:
             f"add a last row for it, for example Row(Epsilon(), kind={kind!r})",
         )
 
+    def flat_until(self, layer: str, rule: Rule | None = None) -> Preset:
+        """This preset above a layer, and Flat (or WSquare) at it and below: coarser maps of what the layer responds to.
+
+        ``layer`` is a module's path; all calls up to the end of its first call count as below.  See ``even.py``.
+        Source: Bach et al. 2016 (ICIP).
+        """
+        rule = Flat() if rule is None else rule
+        if not rule.carries_relevance:
+            raise SettingError(f"flat_until with rule {rule.label}", "give Flat() or WSquare()")
+        return replace(self, name=f"{self.name}, flat until {layer}", even=(layer, rule))
+
     @property
     def needs_bounds(self) -> bool:
         return any(isinstance(row.rule, ZBox) for row in self.rows)
@@ -112,6 +125,8 @@ class Preset:
         rows = [f"{r.kind or 'any'}/{r.position or 'anywhere'}/{r.name or '*'}: {r.rule.label}" for r in self.rows]
         choices = f"gates={self.gates}, attention={self.attention}, norms={self.norms}"
         choices += f", pre_activation={self.pre_activation}"
+        if self.even is not None:
+            choices += f"; {self.even[1].label} until {self.even[0]}"
         return f"{self.name} [{'; '.join(rows)}; {choices}]"
 
 
