@@ -145,7 +145,9 @@ class LinearNodes(ProductHandlers):
 
     def _batch_norm(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         fields = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-        if func is not functional.batch_norm:  # torch.batch_norm orders its arguments otherwise
+        if name != "batch_norm":
+            fields = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
+        elif func is not functional.batch_norm:  # torch.batch_norm orders its arguments otherwise
             fields = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
         given = bound(func, args, kwargs, fields)
         x, mean, variance = args[0], given["running_mean"], given["running_var"]
