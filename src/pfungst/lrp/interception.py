@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pfungst.errors import RelevanceError, UnknownFunction
@@ -247,7 +248,7 @@ class Dispatch(TorchFunctionMode):
         def number(tensor: Tensor) -> Tensor:
             mark = self.marks.get(tensor)
             if mark is None:
-                return torch.zeros_like(tensor, dtype=torch.int32) if tensor.is_floating_point() else tensor
+                return torch.full_like(tensor, -1, dtype=torch.int32) if tensor.is_floating_point() else tensor
             index = spread(tensor.shape, mark.samples, self.batch, tensor.device)
             return tensor if index is None else index
 
@@ -258,6 +259,10 @@ class Dispatch(TorchFunctionMode):
                 return ()
             reduced = number(args[0]).amax(dim, keepdim=bool(given.get("keepdim", False)))
             return [compressed(reduced, self.batch)] * len(list(_flat(result)))
+        if entry.handler == "padding":  # the padding is nobody's, whatever its value
+            given = bound(func, args, kwargs, ("input", "pad", "value") if name == "constant_pad_nd" else ())
+            if given.get("mode", "constant") == "constant":
+                func, args, kwargs = functional.pad, (args[0], given["pad"]), {"value": -1}
         if entry.moves and name not in _CASTS:
             numbers = map_tensors((args, kwargs), number)
             for dense in (False, True):  # a view() may need them in memory one by one
