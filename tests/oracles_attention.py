@@ -195,12 +195,12 @@ def thresholds(x: Array, layer: Preactivated) -> tuple[Array, Preactivated]:
     """The same function rewritten: T(x), and the layer y = J' T + b' on it.
 
     For scale ≠ 0 relu(scale x + shift) = scale T + shift with T = x where the unit is active and -shift / scale where
-    it is not; for scale = 0 it is the constant relu(shift).
+    it is not; for scale = 0, or so small that T would overflow, it is the constant relu(shift).
     """
     T, scale, shift = np.zeros_like(x), layer.scale.copy(), layer.shift.copy()
     for i, value in enumerate(x):
-        if scale[i] == 0:
-            shift[i] = max(shift[i], 0.0)
+        if abs(scale[i]) < 1e-154:
+            scale[i], shift[i] = 0.0, max(shift[i], 0.0)
         else:
             T[i] = value if scale[i] * value + shift[i] > 0 else -shift[i] / scale[i]
     return T, replace(layer, J=layer.J * scale[None], b=layer.b + layer.J @ shift)

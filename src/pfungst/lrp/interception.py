@@ -202,7 +202,7 @@ class Dispatch(TorchFunctionMode):
         mark = self.marks.get(tensor)
         if mark is None or not mark.raw:
             return tensor
-        entered = Mark(False, mark.linear, mark.nonnegative, mark.gate, mark.samples)
+        entered = Mark(False, mark.linear, mark.nonnegative, mark.gate, mark.samples, inverse=mark.inverse)
         return self.marks.put(Enter.apply(tensor), entered)
 
     def _step(self, name: str, function: str, kind: str = "", rule: str = "", note: str = "") -> Step:
@@ -218,13 +218,14 @@ class Dispatch(TorchFunctionMode):
         linear = any(mark.linear for mark in marks)
         nonnegative = entry.sign == "nonnegative" or (entry.sign == "keeps" and all(mark.nonnegative for mark in marks))
         gate = entry.gate or (entry.sign == "keeps" and all(mark.gate for mark in marks))
+        inverse = entry.moves and all(mark.inverse for mark in marks)
         before = [(tensor.shape, mark.samples) for tensor, mark in zip(inputs, marks, strict=True)]
         known = list(_flat(samples))
 
         def mark(tensor: Tensor) -> Tensor:
             its = known.pop(0) if known else after_computing(tensor.shape, before)
             if self.marks.get(tensor) is None and tensor.is_floating_point():
-                self.marks.put(tensor, Mark(raw, linear, nonnegative, gate, its))
+                self.marks.put(tensor, Mark(raw, linear, nonnegative, gate, its, inverse=inverse))
             return tensor
 
         map_tensors(result, mark)

@@ -98,6 +98,12 @@ class ProductHandlers(ValueHandlers):
                 raise self._unknown(name, "rounds its result; it has no rule")
             self._step(name, name, note="the divisor is a constant")
             return self._finish(func(a, b.detach()), [a], Entry("scale"), raw=False)
+        inverse = self._mark(a).inverse, self._mark(b).inverse
+        if inverse[0] != inverse[1]:
+            self._step(name, name, note="the divisor is a constant")
+            signal = b if inverse[0] else a
+            a, b = (a.detach(), b) if inverse[0] else (a, b.detach())
+            return self._finish(func(a, b), [signal], Entry("scale"), raw=False)
         gates = self._mark(a).gate, self._mark(b).gate
         rule = self.preset.gates if gates[0] != gates[1] else "half"
         self._step(name, name, note="all to the signal" if rule == "all" else f"shared: {rule}")
