@@ -1,6 +1,6 @@
 """Relevance of transformers against LXT 2.1 (Achtibat et al.), which runs in a process of its own.
 
-LXT's is gradient times input: ours with ε = 0.  Its activation functions divide by x + 1e-10, so the last digits differ.
+LXT's is gradient times input: ours with ε = 0.  Its activation functions divide by x + 1e-10, so last digits differ.
 """
 
 from __future__ import annotations
