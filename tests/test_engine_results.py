@@ -234,7 +234,7 @@ def test_unknown_functions() -> None:
 ERRORS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "rounded division": (lambda n, x: out(n, torch.div(n.first(x), 2, rounding_mode="floor")), "rounds"),
     "a tuple": (lambda n, x: (plain(n, x), x), "tuple"),
-    "a dict": (lambda n, x: {"logits": plain(n, x)}, "dict"),
+    "a dict": (lambda n, x: {"logits": plain(n, x), "mean": x.mean((2, 3))}, "dict.*'logits', 'mean'"),
     "a map": (lambda n, x: n.first(x), "expected"),
     "class numbers": (lambda n, x: plain(n, x).argmax(1, keepdim=True), "int64"),
     "numpy": (lambda n, x: torch.from_numpy(plain(n, x).detach().numpy()), "in pieces"),

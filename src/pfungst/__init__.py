@@ -13,14 +13,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pfungst.errors import PfungstError as PfungstError
     from pfungst.lrp import LRP as LRP
+    from pfungst.lrp import Channels as Channels
+    from pfungst.lrp import Contrast as Contrast
+    from pfungst.lrp import Logit as Logit
+    from pfungst.lrp import LogOdds as LogOdds
+    from pfungst.lrp import Margin as Margin
+    from pfungst.lrp import Preset as Preset
+    from pfungst.lrp import Reference as Reference
+    from pfungst.lrp import Region as Region
     from pfungst.lrp import Relevance as Relevance
+    from pfungst.lrp import Several as Several
+    from pfungst.lrp import Similarity as Similarity
+    from pfungst.lrp import Unit as Unit
+    from pfungst.lrp import Weights as Weights
+    from pfungst.lrp import preset as preset
+    from pfungst.lrp import quantus_explain as quantus_explain
+    from pfungst.lrp import relevance_maximisation as relevance_maximisation
     from pfungst.pipeline import Audit as Audit
     from pfungst.pipeline import Finding as Finding
     from pfungst.pipeline import audit as audit
 
+_LRP = (
+    *("LRP", "Relevance", "Preset", "preset", "Channels", "Reference", "relevance_maximisation", "quantus_explain"),
+    *("Logit", "LogOdds", "Margin", "Contrast", "Weights", "Similarity", "Unit", "Region", "Several"),
+)
 _HOMES = {
-    "LRP": "pfungst.lrp",
-    "Relevance": "pfungst.lrp",
+    **dict.fromkeys(_LRP, "pfungst.lrp"),
     "PfungstError": "pfungst.errors",
     "audit": "pfungst.pipeline",
     "Audit": "pfungst.pipeline",

@@ -211,7 +211,7 @@ class _Work:
             trace = self.lrp.trace(inputs.to(self.device))
         except (RuntimeError, IndexError, ValueError) as error:
             raise _model_error(error, inputs, self.batch_size) from error
-        output = trace.output.detach().float().cpu()
+        output = trace.scores.detach().float().cpu()
         for row, values in zip(rows, output, strict=True):
             if not bool(torch.isfinite(values).all()):
                 raise ModelError(

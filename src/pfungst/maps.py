@@ -77,7 +77,7 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
             "the model returns NaN or infinity for the first picture",
             "check the weights, and that --mean and --std are those of its training",
         )
-    outputs = trace.output.shape[1]
+    outputs = trace.scores.shape[1]
     classes = _class_names(model, data, outputs)
     mode, only = _target(settings.target, data, classes)
     return Subject(
@@ -207,7 +207,7 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
         raise
     except Exception as error:
         raise _model_error(error, subject, rows) from error
-    output = trace.output
+    output = trace.scores
     finite = torch.isfinite(output).all(1)
     prediction = output.argmax(1)
     labels = torch.as_tensor(subject.data.labels[rows], device=output.device)

@@ -1,7 +1,35 @@
 """Relevance of any PyTorch model: layer-wise relevance propagation.  Knows nothing of pictures or clusters."""
 
-from pfungst.lrp.engine import LRP, Relevance, Trace
+from pfungst.lrp.adapters import quantus_explain
+from pfungst.lrp.concepts import Reference, relevance_maximisation
+from pfungst.lrp.engine import LRP
+from pfungst.lrp.places import Channels
 from pfungst.lrp.plan import Plan
 from pfungst.lrp.presets import PRESETS, Preset, Row, preset
+from pfungst.lrp.results import Relevance
+from pfungst.lrp.targets import Contrast, Logit, LogOdds, Margin, Region, Several, Similarity, Unit, Weights
+from pfungst.lrp.traces import Trace
 
-__all__ = ["LRP", "PRESETS", "Plan", "Preset", "Relevance", "Row", "Trace", "preset"]
+__all__ = [
+    "LRP",
+    "PRESETS",
+    "Channels",
+    "Contrast",
+    "LogOdds",
+    "Logit",
+    "Margin",
+    "Plan",
+    "Preset",
+    "Reference",
+    "Region",
+    "Relevance",
+    "Row",
+    "Several",
+    "Similarity",
+    "Trace",
+    "Unit",
+    "Weights",
+    "preset",
+    "quantus_explain",
+    "relevance_maximisation",
+]

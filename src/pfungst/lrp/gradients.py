@@ -1,7 +1,8 @@
 """Autograd functions whose backward pass carries relevance instead of derivatives.
 
 Between nodes the "gradient" is c = R / activation; before the input layer it is R (see ``marks.Mark.raw``).
-Each reports to ``absorb(node name, tensor of the absorbed relevance)``, entry by entry, where it absorbs any.
+Each reports to ``absorb(node name, absorbed relevance)``, entry by entry or, where samples follow one another, in sums
+over all but the leading axis.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfungst.lrp.operators import LinearOperator
+from pfungst.lrp.operators import LinearOperator, Scratch
 from pfungst.lrp.rules import LinearCall, Rule
+from pfungst.lrp.samples import Samples, after_computing
 
-Absorb = Callable[[str, Tensor], None]
+Absorb = Callable[..., None]  # name, relevance or None, and samples (``interception.Dispatch.absorb``)
 
 
 class LinearNode:
@@ -30,8 +32,11 @@ class LinearNode:
         nonnegative: bool,
         bounds: tuple[Tensor, Tensor] | None,
         absorb: Absorb,
+        scratch: Scratch,
+        samples: Samples = None,
     ) -> None:
-        self.name, self.op, self.rule, self.absorb = name, op, rule, absorb
+        self.name, self.op, self.rule, self.absorb, self.scratch = name, op, rule, absorb, scratch
+        self.samples = samples
         self.raw, self.nonnegative, self.bounds = raw, nonnegative, bounds
 
 
@@ -49,12 +54,18 @@ class Linear(torch.autograd.Function):
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
         node: LinearNode = ctx.node
-        nonnegative = node.nonnegative or bool((x >= 0).all())
-        shared = node.rule.share(LinearCall(node.op, x, y, nonnegative, node.bounds), c)
-        node.absorb(node.name, c * y - shared.reached)
-        if node.raw and not node.rule.carries_relevance:
-            return shared.input * x, None, None
-        return shared.input, None, None
+        op, work = node.op, torch.promote_types(x.dtype, node.op.weight.dtype)
+        if not x.dtype == y.dtype == c.dtype == op.weight.dtype:  # under autocast
+            x, y, c, op = x.to(work), y.to(work), c.to(work), op.to(work)
+        shared = node.rule.share(LinearCall(op, x, y, node.nonnegative, node.bounds, node.scratch), c)
+        as_relevance = node.raw or node.samples is not None
+        received = shared.input * x if as_relevance and not node.rule.carries_relevance else shared.input
+        if node.samples is None:
+            node.absorb(node.name, shared.absorbed)
+        else:  # the rows that rules sum over are no samples here
+            node.absorb(node.name, c * y, after_computing(y.shape, [(x.shape, node.samples)]))
+            node.absorb(node.name, -received, node.samples)
+        return received if node.raw else shared.input, None, None
 
 
 class Elementwise(torch.autograd.Function):
@@ -70,15 +81,16 @@ class Elementwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
-        small = x.abs() <= torch.finfo(x.dtype).tiny * 1e8
-        ratio = y / x.masked_fill(small, 1)
-        if bool(small.any()):
-            with torch.enable_grad():
-                point = x.detach().requires_grad_()
-                slope = torch.autograd.grad(ctx.function(point).sum(), point)[0]
-            ratio = torch.where(small, slope, ratio)
-        c_x = c * ratio
-        ctx.absorb(ctx.name, c * y - c_x * x)
+        ratio = y / x
+        limit = torch.finfo(x.dtype).tiny * 1e8
+        if bool(x.abs().amin() > limit):
+            ctx.absorb(ctx.name, None)  # all of c y goes to x
+            return ratio.mul_(c), None, None, None
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            slope = torch.autograd.grad(ctx.function(point).sum(), point)[0]
+        c_x = torch.where(x.abs() <= limit, slope, ratio).mul_(c)
+        ctx.absorb(ctx.name, (c * y).sub_(c_x * x))
         return c_x, None, None, None
 
 
@@ -107,6 +119,15 @@ class Threshold(torch.autograd.Function):
         return c_x, *[None] * 5
 
 
+def gate_share(rule: str, gate: Tensor, signal: Tensor) -> Tensor | float:
+    """The part of the relevance of gate * signal that goes to the gate, by one of the rules of ``Product``."""
+    if rule in ("all", "half"):
+        return 0.5 if rule == "half" else 0.0
+    g, s = (gate, signal) if rule == "prop" else (gate.abs(), signal.abs())
+    total = g + s
+    return torch.where(total == 0, 0.5, g / total.masked_fill(total == 0, 1))
+
+
 class Product(torch.autograd.Function):
     """gate * signal, of shapes that broadcast; the relevance of the product is shared by ``rule``.
 
@@ -125,12 +146,7 @@ class Product(torch.autograd.Function):
         gate, signal = ctx.saved_tensors
         if ctx.rule == "all":
             return None, (c * gate).sum_to_size(signal.shape), None
-        if ctx.rule == "half":
-            share: Any = 0.5
-        else:
-            g, s = (gate, signal) if ctx.rule == "prop" else (gate.abs(), signal.abs())
-            total = g + s
-            share = torch.where(total == 0, 0.5, g / total.masked_fill(total == 0, 1))
+        share = gate_share(ctx.rule, gate, signal)
         to_gate, to_signal = c * signal * share, c * gate * (1 - share)
         return to_gate.sum_to_size(gate.shape), to_signal.sum_to_size(signal.shape), None
 

@@ -104,7 +104,7 @@ class ValueHandlers(Dispatch):
     def _preprocessing(self, x: Tensor, compute: Callable[[Tensor], Tensor], keeps: bool) -> Tensor | None:
         """Arithmetic with a constant on raw values, where R passes unchanged; None if that is not the case."""
         mark = self._mark(x)
-        if not mark.raw:
+        if not mark.raw or mark.linear:
             return None
         result = Preprocessing.apply(x, compute)
         if result.shape != x.shape:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pfungst.errors import RelevanceError, UnknownFunction
 from pfungst.lrp.calls import bound, out_of_place, where
 from pfungst.lrp.functions import TABLE, Entry, plain_name
 from pfungst.lrp.gradients import Absorb, Constant, Enter
 from pfungst.lrp.marks import Mark, Marks, Write, map_tensors, share_memory
+from pfungst.lrp.operators import Scratch
 from pfungst.lrp.plan import Step
 from pfungst.lrp.presets import Preset
 from pfungst.lrp.samples import PERMUTING, Samples, after_computing, after_moving, compressed, per_sample, spread
@@ -26,7 +28,7 @@ _READS = {"item", "tolist", "numpy", "__array__", "__float__", "__int__"}
 _JOINS = {
     "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "write", "where", "masked_fill",
     "masked_scatter", "scatter", "index_put", "index_copy", "index_fill", "index_add", "scatter_add", "slice_scatter",
-    "select_scatter", "fill",
+    "select_scatter", "fill", "pad_sequence",
 }  # fmt: skip
 # Functions that drop or shorten axes but keep their order.
 _REDUCTIONS = {
@@ -34,6 +36,11 @@ _REDUCTIONS = {
 }  # fmt: skip
 # Functions that move nothing, listed with those that do.
 _CASTS = {"float", "double", "half", "bfloat16", "cuda", "cpu", "to", "type", "type_as", "contiguous", "clone"}
+# What a layer asks of its input before it works: no values, so nothing to intercept.
+_ASKS = frozenset(
+    [torch.Tensor.dim, torch.Tensor.size, torch.Tensor.numel, torch.Tensor.is_floating_point]
+    + [getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")]
+)
 _WRITE = Entry("gradient", "keeps", moves=True)  # an in-place write seen through another view of its memory
 
 
@@ -48,7 +55,12 @@ class Dispatch(TorchFunctionMode):
         self.steps: list[Step] = []
         self.outputs: dict[str, Tensor] = {}  # node name -> its output, kept for the layers asked for
         self.keep: frozenset[str] = frozenset()
+        self.merged = (
+            WeakTensorKeyDictionary()
+        )  # output of a linear call -> what a batch norm merged into it made of it
         self.ledger: dict[str, Tensor] = {}
+        self.scratch = Scratch()
+        self.device = torch.device("cpu")
         self._counts: dict[str, int] = {}
 
     # ---- entry point -------------------------------------------------------------------------------------------
@@ -60,22 +72,27 @@ class Dispatch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func in _ASKS and not self.marks.views:
+            return func(*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
         for first_name in ("input", "tensors", "self"):
             if not args and first_name in kwargs:
                 args = (kwargs.pop(first_name),)
         held = args[0] if args else None
-        args, kwargs = map_tensors(args, self.marks.reshaped), map_tensors(kwargs, self.marks.reshaped)
+        marks = self.marks
+        if marks.views:
+            args, kwargs = map_tensors(args, marks.reshaped), map_tensors(kwargs, marks.reshaped)
         found: dict[Tensor, Tensor] = {}  # tensors that carry values of the input -> what they hold by now
 
         def current(tensor: Tensor) -> Tensor:
-            value = self.current(tensor)
-            if self.marks.get(tensor) is not None:
+            value = self.current(tensor) if marks.writes else tensor  # nothing written: all is as the model has it
+            if marks.get(tensor) is not None:
                 found[tensor] = value
             return value
 
         given = args, kwargs
-        args, kwargs = map_tensors(args, current), map_tensors(kwargs, current)
+        args = map_tensors(args, current)
+        kwargs = map_tensors(kwargs, current) if kwargs else kwargs
         if not found:
             return func(*args, **kwargs)
         if torch.is_inference_mode_enabled():  # its tensors could not be kept for the way back
@@ -95,9 +112,9 @@ class Dispatch(TorchFunctionMode):
             func, args, kwargs, asked = out_of_place(func, name, in_place, args, kwargs)
             in_place = in_place or asked
         with torch.enable_grad():
-            result = getattr(self, f"_{entry.handler}")(func, name, entry, args, kwargs)
+            result = self._handle(func, name, entry, args, kwargs)
         replaced = {original: value for original, value in found.items() if value is not original}
-        if replaced and (entry.moves or not in_place):
+        if replaced and (entry.moves or not in_place) and name not in _JOINS:  # which copy: no view comes out
             result = self._as_views(func, entry, given, replaced, result)
         if not in_place:
             return result
@@ -106,6 +123,9 @@ class Dispatch(TorchFunctionMode):
         else:
             self.marks.write(given[0][0], result)
         return None if name == "setitem" else held
+
+    def _handle(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
+        return getattr(self, f"_{entry.handler}")(func, name, entry, args, kwargs)
 
     def _as_views(self, func: Any, entry: Entry, given: Any, replaced: dict[Tensor, Tensor], result: Any) -> Any:
         """Let a result that views a tensor which in-place functions changed be a view of the model's own memory.
@@ -172,12 +192,17 @@ class Dispatch(TorchFunctionMode):
         with torch.enable_grad():
             return Enter.apply(tensor) if mark.raw else tensor
 
-    def absorb(self, name: str, relevance: Tensor, samples: Samples = None) -> None:
+    def absorb(self, name: str, relevance: Tensor | None, samples: Samples = None) -> None:
         """Add what a node absorbed to the ledger, per sample in float64.
 
-        ``relevance`` has any shape; ``samples`` tells whose its entries are (None: samples follow one another).
+        ``relevance`` has any shape, None is nothing; ``samples`` tells whose its entries are (None: samples follow one
+        another).
         """
-        total = per_sample(relevance, samples, self.batch)
+        if relevance is None:
+            if name not in self.ledger:
+                self.ledger[name] = torch.zeros(self.batch, dtype=torch.float64, device=self.device)
+            return
+        total = per_sample(relevance, samples, self.batch).to(self.device)
         self.ledger[name] = self.ledger[name] + total if name in self.ledger else total
 
     def _absorber(self, samples: Samples) -> Absorb:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,19 +74,30 @@ class Write:
 
 @dataclass
 class Marks:
-    """The marks of one forward pass, by tensor (held weakly), and its in-place writes, by memory."""
+    """The marks of one forward pass, by tensor (held weakly), and its in-place writes, by memory.
 
-    by_tensor: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
+    ``_by_id``: the mark, and a weak reference that takes the entry away with the tensor.  Looked up several times in
+    every call; ``WeakTensorKeyDictionary`` takes ten times as long.
+    """
+
+    _by_id: dict[int, tuple[Mark, Any]] = field(default_factory=dict)
     writes: dict[int, list[Write]] = field(default_factory=dict)
     views: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
 
     def get(self, tensor: Tensor) -> Mark | None:
-        mark: Mark | None = self.by_tensor.get(tensor)
-        return mark
+        entry = self._by_id.get(id(tensor))
+        return None if entry is None else entry[0]
 
     def put(self, tensor: Tensor, mark: Mark) -> Tensor:
         mark.writes_seen = len(self._writes(tensor))
-        self.by_tensor[tensor] = mark
+        marks, key = self._by_id, id(tensor)
+
+        def forget(reference: Any) -> None:
+            entry = marks.get(key)
+            if entry is not None and entry[1] is reference:
+                del marks[key]
+
+        marks[key] = mark, weakref.ref(tensor, forget)
         return tensor
 
     def unseen(self, tensor: Tensor) -> Sequence[Write]:
@@ -96,7 +108,10 @@ class Marks:
 
     def know(self, tensor: Tensor, value: Tensor) -> None:
         """``value`` is what ``tensor`` holds by now."""
-        mark = self.by_tensor.setdefault(tensor, Mark())
+        mark = self.get(tensor)
+        if mark is None:
+            mark = Mark()
+            self.put(tensor, mark)
         mark.current = None if value is tensor else value
         mark.writes_seen = len(self._writes(tensor))
 
@@ -129,15 +144,20 @@ def share_memory(one: Tensor, other: Tensor) -> bool:
     return one.layout == other.layout == torch.strided and _memory(one) == _memory(other)
 
 
+_PLAIN = frozenset((int, float, bool, str, type(None)))
+
+
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """``value`` with every tensor in its (nested) lists, tuples and dicts changed; the containers are new."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, list | tuple):
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, list):
+        return [map_tensors(item, change) for item in value]
+    if isinstance(value, tuple):
         items = [map_tensors(item, change) for item in value]
-        if hasattr(value, "_fields"):
-            return type(value)(*items)
-        return items if isinstance(value, list) else tuple(items)
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     if isinstance(value, dict):
         return {key: map_tensors(item, change) for key, item in value.items()}
     return value

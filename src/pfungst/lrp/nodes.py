@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from pfungst.errors import RelevanceError
 from pfungst.lrp.calls import as_function_of, as_tuple, bound
+from pfungst.lrp.even import EvenLinear
 from pfungst.lrp.functions import Entry
-from pfungst.lrp.gradients import Absorb, Linear, LinearNode, Threshold
+from pfungst.lrp.gradients import Linear, LinearNode, Threshold
 from pfungst.lrp.marks import Mark, map_tensors
 from pfungst.lrp.operators import Contraction, Convolution, Dense, Diagonal, LinearOperator
 from pfungst.lrp.plan import Step
@@ -43,7 +44,7 @@ class Normed:
 
 
 class LinearNodes(ProductHandlers):
-    """Runs the model's torch functions with the backward passes of the table; collects marks, steps and ledger."""
+    """Convolutions, products with constants, batch norms."""
 
     def _convolution(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         fields = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -167,11 +168,12 @@ class LinearNodes(ProductHandlers):
         if source is not None and (source.op.kind == "convolution" or x.dim() == 2):
             source.step.note = f"merged with batch norm {self.names.get(id(parameter), '')}".rstrip()
             y = self._apply(source.x, source.mark, source.op.merged(scale, shift), source.step, lambda _: value)
+            self.merged[x] = y
             return (y, *rest) if rest else y
         shape = [1, -1, *[1] * (x.dim() - 2)]
         op = Diagonal(scale.reshape(shape), shift.reshape(shape))
         y = self._linear_node(name, x, op, parameter, lambda _: value)
-        if not self._mark(x).raw:
+        if self._mark(x).linear and self.region is None:
             self._mark(y).normed = Normed(x, scale, shift, self.steps[-1])
         return (y, *rest) if rest else y
 
@@ -231,24 +233,34 @@ class LinearNodes(ProductHandlers):
     def _apply(
         self, x: Tensor, mark: Mark, op: LinearOperator, step: Step, compute: Callable[[Tensor], Tensor]
     ) -> Tensor:
+        if self.region is not None or id(step) in self.even_steps:
+            return self._even_node(x, mark, op, step, compute)
         is_input = not mark.linear
         rule = self.preset.rule_for(op.kind, is_input, step.name)
-        if rule.carries_relevance and not mark.raw:
-            raise RelevanceError(
-                f"rule {rule.label} at node {step.name!r}: it gives relevance to inputs that are zero, "
-                "which only the input layer can hand on",
-                "use it at position 'input' only, and let the model do no arithmetic but normalisation before it",
-            )
+        rule.check_place(mark.raw, step.name)
         step.rule = rule.label + (" at the input" if is_input else "")
-        # What a node absorbs has the shape of its output; samples are where they were.
-        absorb: Absorb = self.absorb
-        if mark.samples is not None:
-            absorb = lambda name, part: self.absorb(name, part, after_computing(part.shape, [(x.shape, mark.samples)]))  # noqa: E731
-        node = LinearNode(step.name, op, rule, mark.raw, mark.nonnegative, mark.bounds, absorb)
+        node = LinearNode(
+            step.name, op, rule, mark.raw, mark.nonnegative, mark.bounds, self.absorb, self.scratch, mark.samples
+        )
         y: Tensor = Linear.apply(x, compute, node)
         self.marks.put(y, Mark(raw=False, linear=True, samples=after_computing(y.shape, [(x.shape, mark.samples)])))
         if step.name in self.keep:
-            self.outputs[step.name] = y
+            self.outputs.setdefault(step.name, y)
+        return y
+
+    def _even_node(
+        self, x: Tensor, mark: Mark, op: LinearOperator, step: Step, compute: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """A linear call in the even region; a batch norm merged into it may come when the region is over."""
+        rule = self.region or self.even_steps[id(step)]
+        self.even_steps[id(step)] = rule
+        step.rule = f"{rule.label} until {self.border}"
+        node = LinearNode(step.name, op, rule, True, mark.nonnegative, mark.bounds, self.absorb, self.scratch)
+        y: Tensor = EvenLinear.apply(x, compute, node)
+        self.marks.put(y, Mark(raw=True, linear=True))
+        if step.name in self.keep:
+            self.outputs.setdefault(step.name, y)
+        self.end_region(step.name)
         return y
 
 

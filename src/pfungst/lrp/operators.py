@@ -1,8 +1,11 @@
 """Linear operators of a network: what a call multiplies, kept apart from the weights it multiplies with.
 
 A rule needs a linear node several times with changed weights (their positive part, their square, ones) and
-backwards.  Each class here gives just that: ``forward(x, weight)`` without the bias, and
-``transpose(s, weight, x)``, the transposed map (the gradient of ``forward`` to ``x`` for the output gradient ``s``).
+backwards.  Each class here gives just that: ``forward(x, weight, bias)``, and ``transpose(s, weight, x)``, the
+transposed map (the gradient of ``forward`` to ``x`` for the output gradient ``s``).
+
+Changed weights are made anew at every call, in memory that the nodes of a trace share (``Scratch``).  Kept for good
+they would double the model, and be wrong, in silence, after ``weight.data.copy_(...)``, which leaves no trace.
 """
 
 from __future__ import annotations
@@ -15,20 +18,45 @@ import torch
 from torch import Tensor
 
 
+class Scratch:
+    """Memory for changed weights, used again by node after node; as large as the largest weight of each slot.
+
+    Not to be shared by threads.  A tensor taken from a slot is good until the slot is taken again.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def take(self, slot: str, like: Tensor) -> Tensor:
+        """A tensor of the shape, type and memory format of ``like``, with any values."""
+        key = (slot, like.dtype, like.device)
+        held = self._held.get(key)
+        if held is None or held.numel() < like.numel():
+            held = self._held[key] = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
+        if like.is_contiguous():
+            return held[: like.numel()].view(like.shape)
+        return held.as_strided(like.shape, torch.empty_like(like, device="meta").stride())
+
+
 @dataclass(frozen=True)
 class LinearOperator:
-    """``y = forward(x, weight) + bias``, every tensor detached.
+    """``y = forward(x, weight * scale, bias)``, every tensor detached.
 
     ``kind`` is the word that presets match: ``convolution``, ``dense`` or ``batch_norm``.
     ``bias`` broadcasts against the output, or is None.
+    ``scale`` is that of a batch norm that was merged in, one a channel, or None.
     """
 
     weight: Tensor
     bias: Tensor | None
     kind: str = "dense"
+    scale: Tensor | None = None
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The output for input ``x`` without the bias."""
+    channel_axis = 1  # of the output
+    joins = False  # Wx + Vy is best computed as one call on inputs and weights joined along axis 1
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The output for input ``x``; ``bias`` broadcasts against it."""
         raise NotImplementedError
 
     def transpose(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
@@ -48,7 +76,7 @@ class LinearOperator:
         bias = self.channel_vector(shift)
         if self.bias is not None:
             bias = bias + self.bias * self.channel_vector(scale)
-        return replace(self, weight=self.weight * self.channel_weight(scale), bias=bias)
+        return replace(self, scale=scale if self.scale is None else self.scale * scale, bias=bias)
 
     def input_weight(self, values: Tensor) -> Tensor:
         """``values``, one an input channel, shaped to broadcast against ``weight``."""
@@ -64,13 +92,70 @@ class LinearOperator:
         bias = bias if self.bias is None else bias + self.bias
         return replace(self, weight=self.weight * self.input_weight(scale), bias=bias)
 
+    def to(self, dtype: torch.dtype) -> LinearOperator:
+        """The same in another floating-point type."""
+        tensors = {"weight": self.weight, "bias": self.bias, "scale": self.scale}
+        return replace(self, **{k: None if t is None else t.to(dtype) for k, t in tensors.items()})  # type: ignore
+
+    def effective(self, scratch: Scratch) -> Tensor:
+        """The weights, with a merged scale in them (then in slot ``effective``)."""
+        if self.scale is None:
+            return self.weight
+        return torch.mul(self.weight, self.channel_weight(self.scale), out=scratch.take("effective", self.weight))
+
+    def part(self, sign: int, scratch: Scratch) -> Tensor:
+        """Positive (sign 1) or negative (-1) part of the effective weights, in a slot of its own."""
+        out = scratch.take("positive" if sign > 0 else "negative", self.weight)
+        if self.scale is None:
+            return torch.clamp(self.weight, **_bound(sign), out=out)
+        return torch.mul(self.weight, self.channel_weight(self.scale), out=out).clamp_(**_bound(sign))
+
+    def transpose_effective(self, s: Tensor, x: Tensor, scratch: Scratch, spent: bool = False) -> Tensor:
+        """``transpose`` with the effective weights; ``s`` may be written over if it is ``spent``.
+
+        A merged scale goes to what is smaller, weights or ``s``.
+        """
+        if self.scale is not None and s.numel() < self.weight.numel():
+            scale = self.channel_vector(self.scale)
+            return self.transpose(s.mul_(scale) if spent else s * scale, self.weight, x)
+        return self.transpose(s, self.effective(scratch), x)
+
+    def dot_bias(self, s: Tensor, bias: Tensor) -> Tensor:
+        """Σ s · bias over all but the leading axis of ``s`` (shape of the output); (rows,) float64."""
+        axis = self.channel_axis % s.dim()
+        if axis == 0 or bias.numel() != s.shape[axis]:
+            return row_sums(s * bias)
+        others = [a for a in range(1, s.dim()) if a != axis]
+        by_channel = s.sum(others, dtype=_summed_as(s)) if others else s
+        return by_channel.double() @ bias.flatten().double()
+
+
+def row_sums(values: Tensor) -> Tensor:
+    """Sums over all but the leading axis, (rows,) float64."""
+    if values.dim() == 1:
+        return values.double()
+    return values.sum(list(range(1, values.dim())), dtype=_summed_as(values)).double()
+
+
+def _summed_as(values: Tensor) -> torch.dtype:
+    """Sums of float32 stay float32: torch adds pairwise, and a cast would copy everything."""
+    return values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def _bound(sign: int) -> dict[str, int]:
+    return {"min": 0} if sign > 0 else {"max": 0}
+
 
 @dataclass(frozen=True)
 class Dense(LinearOperator):
     """``y = x Wᵀ + b`` over the last axis; ``weight`` (outputs, inputs)."""
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x, weight)
+    channel_axis = -1
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if bias is None or bias.shape == weight.shape[:1]:
+            return torch.nn.functional.linear(x, weight, bias)
+        return torch.nn.functional.linear(x, weight) + bias
 
     def transpose(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         return torch.matmul(s, weight)
@@ -94,8 +179,12 @@ class Contraction(LinearOperator):
 
     compute: Callable[[Tensor, Tensor], Tensor] = torch.matmul
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self.compute(x, weight)
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        y = self.compute(x, weight)
+        return y if bias is None else y + bias
+
+    def dot_bias(self, s: Tensor, bias: Tensor) -> Tensor:
+        return row_sums(s * bias)
 
     def transpose(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -110,11 +199,15 @@ class Diagonal(LinearOperator):
 
     kind: str = "batch_norm"
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        return x * weight
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return x * weight if bias is None else torch.addcmul(bias, x, weight)
 
     def transpose(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         return s * weight
+
+    def transpose_effective(self, s: Tensor, x: Tensor, scratch: Scratch, spent: bool = False) -> Tensor:
+        weight = self.effective(scratch)
+        return s.mul_(weight) if spent else s * weight
 
     def channel_vector(self, values: Tensor) -> Tensor:
         return values.reshape(self.weight.shape)
@@ -138,6 +231,11 @@ class Convolution(LinearOperator):
     groups: int = 1
     extra: tuple[int, ...] = ()
 
+    @property
+    def joins(self) -> bool:  # type: ignore[override]
+        """Few input channels, as in first layers, do not fill the processor's registers: twice as many cost little."""
+        return self.groups == 1 and not self.transposed and self.weight.shape[1] <= 8
+
     def _arguments(self) -> tuple[Any, ...]:
         return (
             list(self.stride),
@@ -153,8 +251,13 @@ class Convolution(LinearOperator):
             return x
         return torch.nn.functional.pad(x, [end for e in reversed(self.extra) for end in (0, sign * e)])
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        return torch.ops.aten.convolution(self._padded(x), weight, None, *self._arguments())
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if bias is None or bias.shape[2:].numel() == 1:
+            bias = None if bias is None else bias.flatten()
+            return torch.ops.aten.convolution(self._padded(x), weight, bias, *self._arguments())
+        # A bias that varies in space: that of a batch norm before padding.
+        y: Tensor = torch.ops.aten.convolution(self._padded(x), weight, None, *self._arguments())
+        return y.add_(bias)
 
     def transpose(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         # With padding some inputs may lie outside every window; convolution_backward knows the input's shape.

@@ -7,11 +7,11 @@ defaults; the functions below take parameters: ``epsilon_plus(epsilon=0.01)`` is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from pfungst.errors import SettingError
-from pfungst.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox, ZPlus
+from pfungst.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Recurrent, Rule, ZBox, ZPlus
 
 KINDS = ("convolution", "dense", "batch_norm", "recurrent")
 GATES = ("all", "half", "prop", "abs")
@@ -65,6 +65,7 @@ class Preset:
                for a linear map, ``identity`` hands relevance on unchanged
     pre_activation  batch norm, ReLU, linear node in this order, as in DenseNet: ``threshold`` merges the norm into the
                node behind a ReLU with thresholds, which is the same function; ``diagonal`` leaves it a node of its own
+    even       set by ``flat_until``: the layer down from which relevance is shared evenly, and the rule
     """
 
     name: str
@@ -73,6 +74,7 @@ class Preset:
     attention: str = "attnlrp"
     norms: str = "detached"
     pre_activation: str = "threshold"
+    even: tuple[str, Rule] | None = None
 
     def __post_init__(self) -> None:
         choices = (
@@ -95,6 +97,17 @@ class Preset:
             f"add a last row for it, for example Row(Epsilon(), kind={kind!r})",
         )
 
+    def flat_until(self, layer: str, rule: Rule | None = None) -> Preset:
+        """This preset above a layer, and Flat (or WSquare) at it and below: coarser maps of what the layer responds to.
+
+        ``layer`` is a module's path; all calls up to the end of its first call count as below.  See ``even.py``.
+        Source: Bach et al. 2016 (ICIP).
+        """
+        rule = Flat() if rule is None else rule
+        if not rule.carries_relevance:
+            raise SettingError(f"flat_until with rule {rule.label}", "give Flat() or WSquare()")
+        return replace(self, name=f"{self.name}, flat until {layer}", even=(layer, rule))
+
     @property
     def needs_bounds(self) -> bool:
         return any(isinstance(row.rule, ZBox) for row in self.rows)
@@ -112,6 +125,8 @@ class Preset:
         rows = [f"{r.kind or 'any'}/{r.position or 'anywhere'}/{r.name or '*'}: {r.rule.label}" for r in self.rows]
         choices = f"gates={self.gates}, attention={self.attention}, norms={self.norms}"
         choices += f", pre_activation={self.pre_activation}"
+        if self.even is not None:
+            choices += f"; {self.even[1].label} until {self.even[0]}"
         return f"{self.name} [{'; '.join(rows)}; {choices}]"
 
 
@@ -183,6 +198,11 @@ def _gammas(convolution: float, dense: float, epsilon: float) -> tuple[Row, ...]
     return Row(Gamma(convolution), "convolution"), Row(Gamma(dense), "dense"), Row(Epsilon(epsilon))
 
 
+def arras(epsilon: float = 1e-3, bias_factor: float = 0.0, gates: str = "all") -> Preset:
+    """The recipe for LSTMs of Arras et al. 2017: ε everywhere, in the cell's sums too; the signal takes all."""
+    return Preset("arras", (Row(Recurrent(epsilon, bias_factor)),), gates=gates)
+
+
 PRESETS: dict[str, Callable[..., Preset]] = {
     "epsilon": epsilon,
     "epsilon-plus": epsilon_plus,
@@ -194,6 +214,7 @@ PRESETS: dict[str, Callable[..., Preset]] = {
     "attnlrp-gamma": attnlrp_gamma,
     "cp-lrp": cp_lrp,
     "cp-lrp-gamma": cp_lrp_gamma,
+    "arras": arras,
 }
 
 

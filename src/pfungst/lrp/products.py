@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pfungst.errors import RelevanceError
 from pfungst.lrp.calls import bound
+from pfungst.lrp.even import EvenHandlers
 from pfungst.lrp.functions import Entry
 from pfungst.lrp.gradients import Meter, Product, Replaced, Share
-from pfungst.lrp.handlers import ValueHandlers
 from pfungst.lrp.marks import map_tensors
 from pfungst.lrp.samples import after_computing
 
@@ -29,7 +29,7 @@ _PRODUCTS = {"mul", "multiply"}
 _QUOTIENTS = {"div", "divide", "true_divide"}
 
 
-class ProductHandlers(ValueHandlers):
+class ProductHandlers(EvenHandlers):
     """Products of values that both depend on the input; products with constant weights go to the linear nodes."""
 
     def _linear_product(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:

@@ -5,78 +5,135 @@ negative parts.  Between nodes the engine carries c = R / activation (see ``engi
 output, where R = c z, and returns c at the input, where R = c x.  Rules for the input layer return R itself
 (``carries_relevance``), because they give relevance to inputs whose value is zero.
 
-Every rule also returns ``reached``: the part of the output's relevance R that its inputs received, entry by entry
-of the output.  ``R - reached`` was absorbed by bias and stabiliser and goes to the ledger.
+Every rule also returns ``absorbed``: the relevance that did not go to the inputs but to bias and stabiliser, or was
+lost where nothing could take it.  It is computed from these, never as a difference of R before and after, so that the
+ledger checks the rule.
 Slow float64 oracles of the same names: ``tests/oracles.py``.
+
+Speed: on a CPU each pass over a large tensor counts, a mask of booleans as five, new memory as two.  Hence the
+in-place operations, on tensors made here only, and masks of floats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pfungst.errors import RelevanceError, SettingError
-from pfungst.lrp.operators import LinearOperator
+from pfungst.lrp.operators import LinearOperator, Scratch, row_sums
 
 
 class Shared(NamedTuple):
-    """What a rule returns: ``input`` (shape of x) is c, or R for rules of the input layer; ``reached`` see above."""
+    """What a rule returns: ``input`` (shape of x) is c, or R for rules of the input layer.
+
+    ``absorbed``: of any shape whose leading axis is the output's, such as (rows,); None for nothing.
+    """
 
     input: Tensor
-    reached: Tensor
+    absorbed: Tensor | None
 
 
 @dataclass(frozen=True)
 class LinearCall:
     """One linear call of the forward pass, as a rule sees it.
 
-    ``nonnegative``: every entry of x is known to be >= 0, which halves the work of the signed rules.
+    ``known_nonnegative``: every entry of x is known to be >= 0, which halves the work of the signed rules.
     ``bounds``: smallest and greatest value of x (broadcast to its shape), only where the preset needs them.
+    ``scratch``: memory for changed weights.
     """
 
     op: LinearOperator
     x: Tensor
     y: Tensor
-    nonnegative: bool
+    known_nonnegative: bool = False
     bounds: tuple[Tensor, Tensor] | None = None
+    scratch: Scratch = field(default_factory=Scratch)
+    _parts: dict[int, Tensor] = field(default_factory=dict)
 
-    def backward(self, s: Tensor, weight: Tensor) -> Tensor:
-        return self.op.transpose(s, weight, self.x)
+    @cached_property
+    def nonnegative(self) -> bool:
+        """Every entry of x is >= 0: known, or seen by looking."""
+        return self.known_nonnegative or bool(self.x.amin() >= 0)
 
-    def positive(self) -> Tensor:
-        """z⁺ = W⁺x⁺ + W⁻x⁻ + b⁺: the sum of all positive contributions, the positive part of the bias included."""
-        return self._part({"min": 0}, {"max": 0})
+    def weight(self, sign: int) -> Tensor:
+        """Positive (1) or negative (-1) part of the weights."""
+        if sign not in self._parts:
+            self._parts[sign] = self.op.part(sign, self.scratch)
+        return self._parts[sign]
 
-    def negative(self) -> Tensor:
-        """z⁻ = W⁻x⁺ + W⁺x⁻ + b⁻.  Not z - z⁺: where z⁻ is small, only rounding errors would be left of it."""
-        return self._part({"max": 0}, {"min": 0})
+    def favoured(self, sign: int, gamma: float) -> Tensor:
+        """W + γW⁺, or W + γW⁻ for sign -1."""
+        out = self.scratch.take(f"favoured {sign}", self.op.weight)
+        return torch.add(self.op.effective(self.scratch), self.weight(sign), alpha=gamma, out=out)
 
-    def _part(self, sign: dict[str, int], opposite: dict[str, int]) -> Tensor:
-        """Contributions of one sign: weights clamped to it where x >= 0, to the opposite one where x < 0."""
-        w = self.op.weight
+    def bias(self, sign: int) -> Tensor | None:
+        """Positive or negative part of the bias."""
+        if self.op.bias is None:
+            return None
+        return self.op.bias.clamp(min=0) if sign > 0 else self.op.bias.clamp(max=0)
+
+    def contributions(self, sign: int) -> Tensor:
+        """z⁺ = W⁺x⁺ + W⁻x⁻ + b⁺: the sum of all positive contributions, that of the bias included; sign -1: z⁻.
+
+        z⁻ is not z - z⁺: where it is small, only rounding errors would be left of it.
+        """
         if self.nonnegative:
-            z = self.op.forward(self.x, w.clamp(**sign))
-        else:
-            z = self.op.forward(self.x.clamp(min=0), w.clamp(**sign))
-            z = z + self.op.forward(self.x.clamp(max=0), w.clamp(**opposite))
-        return z if self.op.bias is None else z + self.op.bias.clamp(**sign)
+            return self.op.forward(self.x, self.weight(sign), self.bias(sign))
+        above, below = self.x.clamp(min=0), self.x.clamp(max=0)
+        if self.op.joins:
+            weight = torch.cat((self.weight(sign), self.weight(-sign)), 1)
+            return self.op.forward(torch.cat((above, below), 1), weight, self.bias(sign))
+        z = self.op.forward(above, self.weight(sign), self.bias(sign))
+        return z.add_(self.op.forward(below, self.weight(-sign)))
 
-    def signed_backward(self, s_positive: Tensor, s_negative: Tensor | None) -> Tensor:
-        """Send s⁺ back along positive contributions x w > 0, and s⁻ along negative ones."""
-        w_positive, w_negative = self.op.weight.clamp(min=0), self.op.weight.clamp(max=0)
-        c = self.backward(s_positive, w_positive)
-        if s_negative is not None:
-            c = c + self.backward(s_negative, w_negative)
+    def backward(self, s: Tensor, *, spent: bool = False) -> Tensor:
+        """Send s back along all contributions: Wᵀs.  ``spent``: nobody needs s any more, it may be written over."""
+        return self.op.transpose_effective(s, self.x, self.scratch, spent)
+
+    def signed_backward(
+        self, s_positive: Tensor, s_negative: Tensor | None, weight: Callable[[int], Tensor] | None = None
+    ) -> Tensor:
+        """Send s⁺ back along positive contributions x w > 0, and s⁻ along negative ones.
+
+        ``weight(sign)``: the weights of such contributions where x >= 0; W⁺ and W⁻ by default.
+        """
+        weights = weight or self.weight
+        streams = [(s_positive, 1)] if s_negative is None else [(s_positive, 1), (s_negative, -1)]
+
+        def along(sign: int) -> Tensor:
+            """What arrives where x has this sign."""
+            arrived = [self.op.transpose(s, weights(sign * kind), self.x) for s, kind in streams]
+            return arrived[0] if len(arrived) == 1 else arrived[0].add_(arrived[1])
+
         if self.nonnegative:
-            return c
-        below = self.backward(s_positive, w_negative)
-        if s_negative is not None:
-            below = below + self.backward(s_negative, w_positive)
-        return torch.where(self.x >= 0, c, below)
+            return along(1)
+        if not self.op.joins:
+            return torch.where(self.x >= 0, along(1), along(-1))
+        twice = torch.cat((self.x, self.x), 1)  # of which only the shape matters
+        both = [
+            self.op.transpose(s, torch.cat((weights(kind), weights(-kind)), 1), twice).chunk(2, 1)
+            for s, kind in streams
+        ]
+        above, below = (sum(parts[1:], parts[0]) for parts in zip(*both, strict=True))
+        return torch.where(self.x >= 0, above, below)
+
+    def taken_by_bias(self, s: Tensor, sign: int = 0) -> Tensor | None:
+        """Σ s b in each row (sign 0), or with the positive or negative part of b; None without a bias."""
+        bias = self.bias(sign) if sign else self.op.bias
+        return None if bias is None else self.op.dot_bias(s, bias)
+
+
+def _sum(*parts: Tensor | None) -> Tensor | None:
+    """The sum of the parts that there are."""
+    total: Tensor | None = None
+    for part in parts:
+        total = part if total is None else total if part is None else total + part
+    return total
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -87,12 +144,20 @@ def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 def _stabilised(z: Tensor, epsilon: float) -> Tensor:
     """z + ε sign(z), where sign(0) = +1 (np.sign would leave a division by zero)."""
-    return z + torch.where(z >= 0, epsilon, -epsilon) if epsilon else z
+    return torch.where(z >= 0, z + epsilon, z - epsilon) if epsilon else z
 
 
-def _weighted(call: LinearCall, y: Tensor, s: Tensor) -> Tensor:
-    """Σ over the inputs of x w s for each output: s (z - b)."""
-    return s * y if call.op.bias is None else s * (y - call.op.bias)
+def _divide_by_sum(relevance: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """relevance / z for sums z >= 0, written over ``relevance`` and ``z``; 0 where z is 0, or negative by rounding.
+
+    Also the relevance lost there, (rows,).  On a GPU nothing waits for the values of z; on a CPU looking is cheaper.
+    """
+    tiny = torch.finfo(z.dtype).tiny
+    if z.device.type == "cpu" and bool(z.amin() > tiny):
+        return relevance.div_(z), None
+    dead = torch.le(z, tiny, out=torch.empty_like(z))  # as 1.0 and 0.0
+    lost = row_sums(dead * relevance)
+    return relevance.div_(torch.threshold_(z, tiny, torch.inf)), lost
 
 
 @dataclass(frozen=True)
@@ -111,6 +176,15 @@ class Rule:
         """Share out relevance.  ``c`` (shape of the output) is R / z."""
         raise NotImplementedError
 
+    def check_place(self, raw: bool, node: str) -> None:
+        """Refuse a rule that returns R where the node's input does not carry R (``marks.Mark.raw``)."""
+        if self.carries_relevance and not raw:
+            raise RelevanceError(
+                f"rule {self.label} at node {node!r}: it gives relevance to inputs that are zero, "
+                "which only the input layer can hand on",
+                "use it at position 'input' only, and let the model do no arithmetic but normalisation before it",
+            )
+
 
 @dataclass(frozen=True)
 class Epsilon(Rule):
@@ -127,9 +201,55 @@ class Epsilon(Rule):
         if not self.epsilon >= 0:
             raise SettingError(f"epsilon is {self.epsilon}, it must be >= 0", "give 1e-6, or 0.01 as in the talk")
 
+    def ratio(self, relevance: Tensor, z: Tensor) -> Tensor:
+        """R / (z + ε sign z), 0 where that is 0 / 0."""
+        return _divide(relevance, _stabilised(z, self.epsilon))
+
     def share(self, call: LinearCall, c: Tensor) -> Shared:
-        s = _divide(c * call.y, _stabilised(call.y, self.epsilon)) if self.epsilon else c
-        return Shared(call.backward(s, call.op.weight), _weighted(call, call.y, s))
+        if not self.epsilon:
+            return Shared(call.backward(c), call.taken_by_bias(c))
+        size = call.y.abs()
+        whole = size + max(self.epsilon, torch.finfo(c.dtype).tiny)  # never 0
+        s = size.div_(whole).mul_(c)  # z / (z + ε sign z) = |z| / (|z| + ε)
+        stabilised = row_sums(torch.sign(call.y, out=whole).mul_(s)).mul_(self.epsilon)
+        absorbed = _sum(stabilised, call.taken_by_bias(s))
+        return Shared(call.backward(s, spent=True), absorbed)
+
+
+@dataclass(frozen=True)
+class Recurrent(Epsilon):
+    """As epsilon, for LSTM, GRU and RNN: their accumulations are stabilised too, and the bias may be shared out.
+
+    R_i = Σ_k (x_i w_ik + δ (b_k + ε sign z_k) / N) / (z_k + ε sign z_k) · R_k, with N inputs i in reach of k.
+    In the sums f·c + i·g of a cell all 2d summands of its d units count as in reach.
+
+    Source: Arras et al. 2017, equation 1 (whose δ is 0 in all experiments but the test of conservation).
+    """
+
+    epsilon: float = 1e-3
+    bias_factor: float = 0.0  # δ, 0 to 1: share of bias and stabiliser that the inputs get, evenly, zeros too
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.bias_factor <= 1:
+            raise SettingError(f"bias_factor is {self.bias_factor}, it must lie between 0 and 1", "give 0 (or 1)")
+
+    def bias_share(self, z: Tensor, bias: Tensor | None) -> Tensor:
+        """δ (b + ε sign z)."""
+        stabiliser = torch.full_like(z, self.epsilon).copysign(torch.where(z >= 0, 1, -1))
+        return self.bias_factor * (stabiliser if bias is None else bias + stabiliser)
+
+    def share(self, call: LinearCall, c: Tensor) -> Shared:
+        shared = super().share(call, c)
+        if not self.bias_factor:
+            return shared
+        s = self.ratio(c * call.y, call.y)
+        ones = torch.ones_like(call.op.weight)
+        spread = _divide(s * self.bias_share(call.y, call.op.bias), call.op.forward(torch.ones_like(call.x[:1]), ones))
+        # What falls on an input of zero cannot be carried as R / x.
+        carried = (call.x.abs() > torch.finfo(call.x.dtype).tiny).to(call.x.dtype)
+        extra = _divide(call.op.transpose(spread, ones, call.x), call.x)
+        return Shared(shared.input + extra, _sum(shared.absorbed, -row_sums(spread * call.op.forward(carried, ones))))
 
 
 @dataclass(frozen=True)
@@ -153,20 +273,17 @@ class AlphaBeta(Rule):
             )
 
     def share(self, call: LinearCall, c: Tensor) -> Shared:
-        relevance = c * call.y
-        z_positive = call.positive()
-        s_positive = _divide(self.alpha * relevance, z_positive)
-        s_negative = None
-        reached = s_positive * z_positive
+        s_negative, lost_negative, bias_negative = None, None, None
         if self.beta:
-            z_negative = call.negative()
-            s_negative = -_divide(self.beta * relevance, z_negative)
-            reached = reached + s_negative * z_negative
-        if call.op.bias is not None:
-            reached = reached - s_positive * call.op.bias.clamp(min=0)
-            if s_negative is not None:
-                reached = reached - s_negative * call.op.bias.clamp(max=0)
-        return Shared(call.signed_backward(s_positive, s_negative), reached)
+            # -β R / z⁻ with both signs turned, so that the sum is >= 0.
+            relevance = (c * call.y).mul_(self.beta)
+            s_negative, lost_negative = _divide_by_sum(relevance, call.contributions(-1).neg_())
+            lost_negative = None if lost_negative is None else -lost_negative
+            bias_negative = call.taken_by_bias(s_negative, -1)
+        relevance = c * call.y if self.alpha == 1 else (c * call.y).mul_(self.alpha)
+        s_positive, lost_positive = _divide_by_sum(relevance, call.contributions(1))
+        absorbed = _sum(lost_positive, lost_negative, call.taken_by_bias(s_positive, 1), bias_negative)
+        return Shared(call.signed_backward(s_positive, s_negative), absorbed)
 
 
 @dataclass(frozen=True)
@@ -202,20 +319,23 @@ class Gamma(Rule):
             raise SettingError(f"gamma is {self.gamma}, it must be >= 0", "give for example 0.25")
 
     def share(self, call: LinearCall, c: Tensor) -> Shared:
-        y, g = call.y, self.gamma
-        z_positive = call.positive()
-        z_negative = y - z_positive  # used where y < 0 only, where both terms are negative and no digit is lost
-        relevance = c * y
-        zero = torch.zeros((), dtype=y.dtype, device=y.device)
-        above = torch.where(y > 0, _divide(relevance, y + g * z_positive), zero)
-        below = torch.where(y < 0, _divide(relevance, y + g * z_negative), zero)
-        s = above + below
-        c_input = call.backward(s, call.op.weight) + g * call.signed_backward(above, below)
-        reached = _weighted(call, y, s) + g * (above * z_positive + below * z_negative)
-        if call.op.bias is not None:
-            bias = call.op.bias
-            reached = reached - g * (above * bias.clamp(min=0) + below * bias.clamp(max=0))
-        return Shared(c_input, reached)
+        z_positive = call.contributions(1)
+        # z⁻ = y - z⁺ is good enough here: it is used where y < 0 only, where both terms are negative.
+        below = self._side(c, -call.y, z_positive - call.y)
+        above = self._side(c, call.y, z_positive)
+        absorbed = [call.taken_by_bias(above), call.taken_by_bias(above * self.gamma, 1)]
+        s_negative = None
+        if below.numel() and any(bool(end != 0) for end in below.aminmax()):  # behind a ReLU, say, there is none
+            s_negative = below
+            absorbed += [call.taken_by_bias(below), call.taken_by_bias(below * self.gamma, -1)]
+        c_input = call.signed_backward(above, s_negative, lambda sign: call.favoured(sign, self.gamma))
+        return Shared(c_input, _sum(*absorbed))
+
+    def _side(self, c: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        """c y / (y + γz) where y > 0, else 0; ``z`` >= 0 there is written over."""
+        live = torch.gt(y, 0, out=torch.empty_like(y))  # as 1.0 and 0.0
+        share = live.mul_(c).mul_(y)
+        return share.div_(y.clamp(min=torch.finfo(y.dtype).tiny).add_(z.clamp_(min=0), alpha=self.gamma))
 
 
 @dataclass(frozen=True)
@@ -231,7 +351,7 @@ class Pass(Rule):
         relevance = c * call.y
         # Where x is 0 nothing can be carried as R / x; the ledger says how much that is.
         c_input = _divide(relevance, call.x)
-        return Shared(c_input, c_input * call.x)
+        return Shared(c_input, row_sums(relevance.sub_(c_input * call.x)))
 
 
 @dataclass(frozen=True)
@@ -241,11 +361,10 @@ class _Shares(Rule):
     carries_relevance = True
 
     def _share(self, call: LinearCall, c: Tensor, change: Callable[[Tensor], Tensor]) -> Shared:
-        weight = change(call.op.weight)
-        relevance = c * call.y
+        weight = change(call.op.effective(call.scratch))
         total = call.op.forward(torch.ones_like(call.x[:1]), weight)
-        s = _divide(relevance, total)
-        return Shared(call.backward(s, weight), s * total)
+        s, lost = _divide_by_sum(c * call.y, total)
+        return Shared(call.op.transpose(s, weight, call.x), lost)
 
 
 @dataclass(frozen=True)
@@ -286,11 +405,14 @@ class ZBox(Rule):
                 "LRP(model, preset, bounds=(low, high)): numbers, or tensors that broadcast against the input",
             )
         low, high = call.bounds
-        w = call.op.weight
-        w_positive, w_negative = w.clamp(min=0), w.clamp(max=0)
-        total = call.op.forward(call.x, w)
-        total = total - call.op.forward(low, w_positive) - call.op.forward(high, w_negative)
-        s = _divide(c * call.y, total)
-        shared = call.x * call.backward(s, w)
-        shared = shared - low * call.backward(s, w_positive) - high * call.backward(s, w_negative)
-        return Shared(shared, s * total)
+        # Bounds that are the same for all samples need one sample's work.
+        low_once, high_once = (bound[:1] if bound.stride(0) == 0 else bound for bound in call.bounds)
+        relevance = c * call.y
+        total = call.op.forward(call.x, call.op.effective(call.scratch))
+        total -= call.op.forward(low_once, call.weight(1))
+        total -= call.op.forward(high_once, call.weight(-1))
+        s = _divide(relevance, total)
+        shared = call.backward(s).mul_(call.x)
+        shared -= call.op.transpose(s, call.weight(1), call.x).mul_(low)
+        shared -= call.op.transpose(s, call.weight(-1), call.x).mul_(high)
+        return Shared(shared, row_sums(relevance.sub_(total.mul_(s))))

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfungst.lrp.operators import row_sums
+
 Samples = Tensor | None
 
 # Functions after which the first axis can be another one.
@@ -88,7 +90,7 @@ def per_sample(relevance: Tensor, samples: Samples, batch: int) -> Tensor:
     if samples is None:
         if relevance.numel() % batch:  # nothing better is known
             return relevance.sum(dtype=torch.float64).expand(batch) / batch
-        return relevance.reshape(batch, -1).sum(1, dtype=torch.float64)
+        return row_sums(relevance.reshape(batch, -1))
     same = [axis for axis, size in enumerate(samples.shape) if size == 1]
     sums = relevance.sum(same, keepdim=True, dtype=torch.float64) if same else relevance.double()
     total = torch.zeros(batch, dtype=torch.float64, device=relevance.device)
