@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -230,7 +231,7 @@ class Dispatch(TorchFunctionMode):
         mark = self.marks.get(tensor)
         if mark is None or not mark.raw:
             return tensor
-        entered = Mark(False, mark.linear, mark.nonnegative, mark.gate, mark.samples)
+        entered = Mark(False, mark.linear, mark.nonnegative, mark.gate, mark.samples, inverse=mark.inverse)
         return self.marks.put(Enter.apply(tensor), entered)
 
     def _step(self, name: str, function: str, kind: str = "", rule: str = "", note: str = "") -> Step:
@@ -246,13 +247,14 @@ class Dispatch(TorchFunctionMode):
         linear = any(mark.linear for mark in marks)
         nonnegative = entry.sign == "nonnegative" or (entry.sign == "keeps" and all(mark.nonnegative for mark in marks))
         gate = entry.gate or (entry.sign == "keeps" and all(mark.gate for mark in marks))
+        inverse = entry.moves and all(mark.inverse for mark in marks)
         before = [(tensor.shape, mark.samples) for tensor, mark in zip(inputs, marks, strict=True)]
         known = list(_flat(samples))
 
         def mark(tensor: Tensor) -> Tensor:
             its = known.pop(0) if known else after_computing(tensor.shape, before)
             if self.marks.get(tensor) is None and tensor.is_floating_point():
-                self.marks.put(tensor, Mark(raw, linear, nonnegative, gate, its))
+                self.marks.put(tensor, Mark(raw, linear, nonnegative, gate, its, inverse=inverse))
             return tensor
 
         map_tensors(result, mark)
@@ -276,7 +278,7 @@ class Dispatch(TorchFunctionMode):
         def number(tensor: Tensor) -> Tensor:
             mark = self.marks.get(tensor)
             if mark is None:
-                return torch.zeros_like(tensor, dtype=torch.int32) if tensor.is_floating_point() else tensor
+                return torch.full_like(tensor, -1, dtype=torch.int32) if tensor.is_floating_point() else tensor
             index = spread(tensor.shape, mark.samples, self.batch, tensor.device)
             return tensor if index is None else index
 
@@ -287,6 +289,10 @@ class Dispatch(TorchFunctionMode):
                 return ()
             reduced = number(args[0]).amax(dim, keepdim=bool(given.get("keepdim", False)))
             return [compressed(reduced, self.batch)] * len(list(_flat(result)))
+        if entry.handler == "padding":  # the padding is nobody's, whatever its value
+            given = bound(func, args, kwargs, ("input", "pad", "value") if name == "constant_pad_nd" else ())
+            if given.get("mode", "constant") == "constant":
+                func, args, kwargs = functional.pad, (args[0], given["pad"]), {"value": -1}
         if entry.moves and name not in _CASTS:
             numbers = map_tensors((args, kwargs), number)
             for dense in (False, True):  # a view() may need them in memory one by one

@@ -27,6 +27,7 @@ class Mark:
     normed       of a batch norm that no linear node precedes, and of the ReLU behind it: its input, scale and shift
     current      what in-place functions made of it: later calls use this one instead
     writes_seen  how many of the writes to its memory ``current`` has in it
+    inverse      it is one over a value of the input, such as 1 / σ of a norm written in plain code
     """
 
     raw: bool = False
@@ -39,6 +40,7 @@ class Mark:
     normed: Any = None
     current: Tensor | None = None
     writes_seen: int = 0
+    inverse: bool = False
 
 
 @dataclass(frozen=True)

@@ -198,11 +198,14 @@ class LinearNodes(ProductHandlers):
         normed.step.rule, normed.step.note = "-", f"merged into {step.name}"
         inner = self._enter(normed.x)
         mark = self._mark(inner)
-        merged = op.after(normed.scale, normed.shift, x)
         if normed.active is None:
-            return inner, merged
+            return inner, op.after(normed.scale, normed.shift, x)
+        # Channels that the norm makes constants have no threshold: they are relu(shift).
+        dead = normed.scale.abs() <= torch.finfo(x.dtype).tiny ** 0.5
+        scale, shift = normed.scale.masked_fill(dead, 0), torch.where(dead, normed.shift.relu(), normed.shift)
+        merged = op.after(scale, shift, x)
         shape = [1, -1, *[1] * (x.dim() - 2)]
-        scale, shift = normed.scale.reshape(shape), normed.shift.reshape(shape)
+        scale, shift = scale.reshape(shape), shift.reshape(shape)
         value = Threshold.apply(inner, normed.active, scale, shift, normed.step.name, self._absorber(mark.samples))
         return self.marks.put(value, Mark(False, mark.linear, samples=mark.samples)), merged
 

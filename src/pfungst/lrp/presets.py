@@ -177,7 +177,10 @@ def attnlrp(epsilon: float = 1e-6, gates: str = "half") -> Preset:
 
 
 def attnlrp_gamma(convolution: float = 0.25, dense: float = 0.05, epsilon: float = 1e-6) -> Preset:
-    """As attnlrp with γ for convolutions and dense layers: the setting of its authors for vision transformers."""
+    """As attnlrp with γ for convolutions and dense layers, the values of its authors for vision transformers.
+
+    Theirs leaves the projections inside ``nn.MultiheadAttention`` at ε; here all dense layers get γ.
+    """
     return Preset("attnlrp-gamma", _gammas(convolution, dense, epsilon), "half", "attnlrp")
 
 

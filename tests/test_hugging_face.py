@@ -1,0 +1,178 @@
+"""Vision models of Hugging Face's transformers, with small configurations and random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import import_torchvision
+from test_engine import drawn, gap
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pfungst.lrp import LRP
+from pfungst.lrp.presets import attnlrp, cp_lrp
+
+COMMON = {
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 20,
+    "image_size": 16,
+    "patch_size": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    import_torchvision()  # transformers imports it where it is installed
+    found = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'pfungst[hf]'")
+    found.logging.set_verbosity_error()
+    return found
+
+
+def clip(library: Any) -> Any:
+    text = {"vocab_size": 20, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return library.CLIPConfig(text_config={**text, "intermediate_size": 20}, vision_config=COMMON, projection_dim=8)
+
+
+def dinov2(library: Any, **more: Any) -> Any:
+    kind = library.Dinov2WithRegistersConfig if "num_register_tokens" in more else library.Dinov2Config
+    common = {name: value for name, value in COMMON.items() if name != "intermediate_size"}
+    return kind(**common, mlp_ratio=2, num_labels=5, **more)
+
+
+def swin(library: Any) -> Any:
+    return library.SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4, num_labels=5
+    )
+
+
+def convnext(library: Any) -> Any:
+    return library.ConvNextConfig(num_stages=2, patch_size=4, hidden_sizes=[6, 8], depths=[1, 1], num_labels=5)
+
+
+def resnet(library: Any) -> Any:
+    return library.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=5)
+
+
+def logits(model: Any, x: Tensor) -> Tensor:
+    return model(x).logits
+
+
+def pooled(model: Any, x: Tensor) -> Tensor:
+    return model(x).pooler_output
+
+
+# Class of the model, its configuration, and the scores among what it returns.
+MODELS: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any, Tensor], Tensor]]] = {
+    "ViT": ("ViTModel", lambda t: t.ViTConfig(**COMMON), pooled),
+    "ViT, all tokens": ("ViTModel", lambda t: t.ViTConfig(**COMMON), lambda m, x: m(x).last_hidden_state.mean(1)),
+    "ViT classifier": ("ViTForImageClassification", lambda t: t.ViTConfig(**COMMON, num_labels=5), logits),
+    "DeiT": ("DeiTForImageClassificationWithTeacher", lambda t: t.DeiTConfig(**COMMON, num_labels=5), logits),
+    "CLIP vision": ("CLIPVisionModel", lambda t: t.CLIPVisionConfig(**COMMON), pooled),
+    "CLIP projection": (
+        "CLIPVisionModelWithProjection",
+        lambda t: t.CLIPVisionConfig(**COMMON, projection_dim=8),
+        lambda m, x: m(x).image_embeds,
+    ),
+    "CLIP image features": ("CLIPModel", clip, lambda m, x: image_features(m, x)),
+    "DINOv2": ("Dinov2Model", dinov2, pooled),
+    "DINOv2 classifier": ("Dinov2ForImageClassification", dinov2, logits),
+    "DINOv2, gated": ("Dinov2ForImageClassification", lambda t: dinov2(t, use_swiglu_ffn=True), logits),
+    "DINOv2, registers": (
+        "Dinov2WithRegistersForImageClassification",
+        lambda t: dinov2(t, num_register_tokens=3),
+        logits,
+    ),
+    "SigLIP": ("SiglipVisionModel", lambda t: t.SiglipVisionConfig(**COMMON), pooled),
+    "BEiT": (
+        "BeitForImageClassification",
+        lambda t: t.BeitConfig(**COMMON, use_relative_position_bias=True, num_labels=5),
+        logits,
+    ),
+    "Swin": ("SwinForImageClassification", swin, logits),
+    "ConvNeXt": ("ConvNextForImageClassification", convnext, logits),
+    "ResNet": ("ResNetForImageClassification", resnet, logits),
+}
+
+
+def image_features(model: Any, x: Tensor) -> Tensor:
+    """A tensor, or from version 5 on a record that has it as its pooled output."""
+    features = model.get_image_features(pixel_values=x)
+    return features if isinstance(features, Tensor) else features.pooler_output
+
+
+class Scores(nn.Module):
+    """A model of transformers returns a record; this returns one tensor of it."""
+
+    def __init__(self, model: nn.Module, pick: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.pick = model, pick
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pick(self.model, x)
+
+
+def built(transformers: Any, name: str, attention: str) -> tuple[Scores, Tensor]:
+    kind, configure, pick = MODELS[name]
+    configuration = configure(transformers)
+    try:
+        configuration._attn_implementation = attention
+        model = getattr(transformers, kind)(configuration)
+    except ValueError as error:
+        pytest.skip(str(error).splitlines()[0])
+    generator = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():  # theirs are so small that all tokens are the same
+        values = torch.randn(parameter.shape, generator=generator)
+        parameter.data = values * (0.5 if parameter.dim() < 2 else parameter[0].numel() ** -0.5)
+    size = 32 if name in ("Swin", "ConvNeXt", "ResNet") else 16
+    return Scores(model.double().eval(), pick), drawn(3, 3, size, size)
+
+
+@pytest.fixture
+def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers computes the softmax of its eager attention in float32, in a float64 model too: not here."""
+    monkeypatch.setattr(F, "softmax", lambda x, dim, dtype=None: torch.softmax(x, dim))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", MODELS)
+def test_models(transformers: Any, in_double: None, name: str, attention: str) -> None:
+    model, x = built(transformers, name, attention)
+    with torch.no_grad():
+        plain = model(x)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    worst = 0.0
+    for which in ("epsilon-plus", "attnlrp", "attnlrp-gamma", "cp-lrp", "cp-lrp-gamma"):
+        result = LRP(model, which)(x, [1, 0, 3])
+        assert torch.equal(result.output, plain)
+        assert result.scores.shape == x.shape
+        assert float(result.scores.abs().sum()) > 0
+        worst = max(worst, gap(result))
+    print(f"\n{name}, {attention}: ledger {worst:.0e}")
+    assert worst < 1e-9
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("ConvNeXt", "ResNet")])
+def test_both_spellings_of_attention_agree(transformers: Any, in_double: None, name: str) -> None:
+    """The same weights with matrix products and with torch's fused function: one map."""
+    for which in (attnlrp(0.0), cp_lrp(0.0)):
+        maps = []
+        for attention in ("eager", "sdpa"):
+            model, x = built(transformers, name, attention)
+            maps.append(LRP(model, which)(x, 1).scores)
+        torch.testing.assert_close(maps[0], maps[1], rtol=1e-8, atol=1e-11 * float(maps[0].abs().max()))
+
+
+def test_a_softmax_in_single_precision(transformers: Any) -> None:
+    """As transformers has it: output unchanged, and the ledger closes to the precision of that softmax."""
+    for name in ("ViT classifier", "CLIP vision"):
+        model, x = built(transformers, name, "eager")
+        result = LRP(model, "attnlrp")(x, 1)
+        with torch.no_grad():
+            assert torch.equal(result.output, model(x))
+        assert gap(result) < 10 * torch.finfo(torch.float32).eps
