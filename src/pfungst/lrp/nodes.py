@@ -144,7 +144,16 @@ class LinearNodes(ProductHandlers):
         return x, constants[0]
 
     def _batch_norm(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
-        fields = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+        fields: tuple[str, ...] = (
+            "input",
+            "running_mean",
+            "running_var",
+            "weight",
+            "bias",
+            "training",
+            "momentum",
+            "eps",
+        )
         if name != "batch_norm":
             fields = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
         elif func is not functional.batch_norm:  # torch.batch_norm orders its arguments otherwise
