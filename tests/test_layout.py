@@ -20,6 +20,7 @@ errors
 lrp
 settings store
 domains weights
+hub
 models
 vectors heatmaps charts
 neighbours
