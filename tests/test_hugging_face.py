@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import import_torchvision
+from safetensors.torch import save_file
 from test_engine import drawn, gap
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfungst.domains.preprocessing import Preprocess, from_transformers
+from pfungst.errors import MissingExtra, ModelError
 from pfungst.lrp import LRP
 from pfungst.lrp.presets import attnlrp, cp_lrp
+from pfungst.models import load_model
 
 COMMON = {
     "hidden_size": 12,
@@ -176,3 +183,97 @@ def test_a_softmax_in_single_precision(transformers: Any) -> None:
         with torch.no_grad():
             assert torch.equal(result.output, model(x))
         assert gap(result) < 10 * torch.finfo(torch.float32).eps
+
+
+# ---- by name -----------------------------------------------------------------------------------------------------
+
+
+def saved(transformers: Any, folder: Path, **more: Any) -> Any:
+    """A small classifier in a folder, as save_pretrained writes it."""
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**COMMON, **more)).eval()
+    model.save_pretrained(folder, safe_serialization=True)
+    assert (folder / "model.safetensors").is_file()
+    return model
+
+
+VIT = {"do_resize": True, "size": {"height": 16, "width": 16}, "resample": 3, "do_rescale": True, "do_normalize": True,
+       "rescale_factor": 1 / 255, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}  # fmt: skip
+
+
+def test_a_model_by_its_folder(transformers: Any, tmp_path: Path) -> None:
+    names = {0: "leaf", 1: "rose", 2: "moss"}
+    model = saved(transformers, tmp_path, id2label=names, label2id={v: k for k, v in names.items()})
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(VIT))
+    loaded = load_model(f"hf:{tmp_path}")
+    assert loaded.classes == ("leaf", "rose", "moss")
+    assert loaded.preprocess == Preprocess(
+        (16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), resize=(16, 16), crop="squash", interpolation="bicubic"
+    )
+    x = drawn(2, 3, 16, 16).float()
+    with torch.no_grad():
+        expected = model(x).logits
+        assert torch.equal(loaded.module(x), expected)
+    result = LRP(loaded.module, "cp-lrp-gamma")(x)
+    assert torch.equal(result.output, expected)
+    assert gap(result) < 1e-4
+
+
+def test_a_model_without_names_and_preprocessing_and_with_other_weights(transformers: Any, tmp_path: Path) -> None:
+    saved(transformers, tmp_path / "one", num_labels=4)
+    loaded = load_model(f"hf:{tmp_path / 'one'}", size=16, mean=0.5, std=0.5)
+    assert loaded.classes is None
+    assert loaded.preprocess is not None
+    torch.manual_seed(9)
+    other = transformers.ViTForImageClassification(transformers.ViTConfig(**COMMON, num_labels=4)).eval()
+    save_file({k: v.contiguous() for k, v in other.state_dict().items()}, tmp_path / "other.safetensors")
+    again = load_model(f"hf:{tmp_path / 'one'}", weights=tmp_path / "other.safetensors", size=16)
+    x = drawn(2, 3, 16, 16).float()
+    with torch.no_grad():
+        assert torch.equal(again.module(x), other(x).logits)
+    assert again.digest != loaded.digest
+
+
+def test_pickles_and_other_folders_are_refused(transformers: Any, tmp_path: Path) -> None:
+    model = saved(transformers, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        load_model(f"hf:{tmp_path}", size=16)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(f"hf:{tmp_path / 'empty'}", size=16)
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtra, match="hf"):
+        load_model("hf:google/vit-base-patch16-224")
+
+
+CLIP = {**VIT, "size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": {"height": 16, "width": 16}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "resize", "crop", "size"),
+    [
+        (VIT, (16, 16), "squash", (16, 16)),
+        ({**VIT, "size": 16}, (16, 16), "squash", (16, 16)),
+        (CLIP, 20, "center", (16, 16)),
+        ({**CLIP, "crop_size": 12}, 20, "center", (12, 12)),
+        ({**CLIP, "do_resize": False}, None, "center", (16, 16)),
+        ({**VIT, "size": {"shortest_edge": 28}, "crop_pct": 0.875}, 32, "center", (28, 28)),
+        ({**VIT, "size": {"shortest_edge": 384}, "crop_pct": 0.875}, (384, 384), "squash", (384, 384)),
+    ],
+)
+def test_preprocessing_of_image_processors(settings: Any, resize: Any, crop: str, size: tuple[int, int]) -> None:
+    expected = Preprocess(size, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), resize=resize, crop=crop, interpolation="bicubic")
+    assert from_transformers(settings) == expected
+
+
+def test_what_an_image_processor_does_besides_is_not_guessed() -> None:
+    for more in ({"size": {"longest_edge": 16}}, {"resample": 4}, {"do_pad": True}, {"size": {"shortest_edge": 16}}):
+        assert from_transformers({**VIT, **more}) is None
+    plain = from_transformers({**VIT, "do_normalize": False, "do_rescale": False})
+    assert plain is not None
+    assert (plain.mean, plain.std, plain.scale) == ((0.0,) * 3, (1.0,) * 3, 1.0)

@@ -20,6 +20,7 @@ errors
 lrp
 settings store
 domains weights
+hub
 models
 vectors heatmaps charts
 neighbours
@@ -39,7 +40,7 @@ cli
 INSIDE = {
     "lrp": "operators targets plan functions calls marks | samples rules | gradients presets | cells | interception"
     " | handlers | even | products | nodes | norms | recurrent | results modules places | inputs streams | traces"
-    " | engine | concepts adapters",
+    " | engine | concepts adapters tokens",
     "domains": "decoding labels preprocessing | manifests | image",
 }
 

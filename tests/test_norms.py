@@ -243,6 +243,11 @@ SHARES: dict[str, tuple[Rule, Callable[..., Tensor]]] = {
 }
 
 
+def linear(x: Tensor) -> Tensor:
+    """x itself, after a linear node: a norm with none before it is the input layer, a node of its own."""
+    return x @ torch.eye(x.shape[-1], dtype=x.dtype)
+
+
 class PreActivated(nn.Module):
     """tanh, batch norm, ReLU (or none), layer."""
 
@@ -256,7 +261,7 @@ class PreActivated(nn.Module):
         self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.relu(self.norm(torch.tanh(x))))
+        return self.layer(self.relu(self.norm(torch.tanh(linear(x)))))
 
     @property
     def affine(self) -> tuple[Tensor, Tensor]:
@@ -364,8 +369,8 @@ def test_norms_before_and_behind_one_layer() -> None:
     single.weight.data = conv.weight.data * scale[:, None, None, None]
     single.bias.data = (conv.bias.data - behind.running_mean) * scale + behind.bias.data
     for which in ("epsilon", "epsilon-plus", "attnlrp-gamma"):
-        two = explained(lambda x: behind(conv(F.relu(before(torch.tanh(x))))), x, which)[0]
-        one = explained(lambda x: single(F.relu(before(torch.tanh(x)))), x, which)[0]
+        two = explained(lambda x: behind(conv(F.relu(before(torch.tanh(linear(x)))))), x, which)[0]
+        one = explained(lambda x: single(F.relu(before(torch.tanh(linear(x))))), x, which)[0]
         same(two.scores, one.scores)
 
 
