@@ -278,6 +278,7 @@ class LRP:
                     output = replace_first(output, tensor)
                 if name in keep and run.marks.get(tensor) is not None:
                     kept[name] = tensor
+                    run.hold(tensor)
             return output if name in inputs.modules else None
 
         return visit

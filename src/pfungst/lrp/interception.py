@@ -65,6 +65,7 @@ class Dispatch(TorchFunctionMode):
         self.ledger: dict[str, Tensor] = {}
         self.scratch = Scratch()
         self.device = torch.device("cpu")
+        self.in_place = False  # the call that is handled would change its argument
         self._counts: dict[str, int] = {}
 
     # ---- entry point -------------------------------------------------------------------------------------------
@@ -90,8 +91,12 @@ class Dispatch(TorchFunctionMode):
 
         def current(tensor: Tensor) -> Tensor:
             value = self.current(tensor) if marks.writes else tensor  # nothing written: all is as the model has it
-            if marks.get(tensor) is not None:
+            mark = marks.get(tensor)
+            if mark is not None:
                 found[tensor] = value
+                mark.uses += 1
+                if mark.node is not None and mark.uses > 1 and value is tensor:
+                    mark.node.hold(tensor)
             return value
 
         given = args, kwargs
@@ -115,6 +120,7 @@ class Dispatch(TorchFunctionMode):
         if name not in ("setitem", "copy"):
             func, args, kwargs, asked = out_of_place(func, name, in_place, args, kwargs)
             in_place = in_place or asked
+        self.in_place = in_place
         with torch.enable_grad():
             result = self._handle(func, name, entry, args, kwargs)
         replaced = {original: value for original, value in found.items() if value is not original}
@@ -193,8 +199,15 @@ class Dispatch(TorchFunctionMode):
                 "the model's output does not depend on the input through torch functions: the graph is in pieces",
                 "look for .numpy(), .item(), torch.tensor(x) or a cache in the model's forward",
             )
+        self.hold(tensor)
         with torch.enable_grad():
             return Enter.apply(tensor) if mark.raw else tensor
+
+    def hold(self, tensor: Tensor) -> None:
+        """Relevance can start or be read at this tensor."""
+        mark = self.marks.get(tensor)
+        if mark is not None and mark.node is not None:
+            mark.node.hold(tensor)
 
     def absorb(self, name: str, relevance: Tensor | None, samples: Samples = None) -> None:
         """Add what a node absorbed to the ledger, per sample in float64.

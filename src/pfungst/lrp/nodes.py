@@ -14,7 +14,7 @@ from pfungst.errors import RelevanceError
 from pfungst.lrp.calls import as_function_of, as_tuple, bound, other_operand
 from pfungst.lrp.even import EvenLinear
 from pfungst.lrp.functions import Entry
-from pfungst.lrp.gradients import Linear, LinearNode, Threshold
+from pfungst.lrp.gradients import Linear, LinearNode, Rectify, Threshold
 from pfungst.lrp.marks import Mark, map_tensors
 from pfungst.lrp.operators import Contraction, Convolution, Dense, Diagonal, LinearOperator
 from pfungst.lrp.plan import Step
@@ -207,8 +207,16 @@ class LinearNodes(ProductHandlers):
         return (y, *rest) if rest else y
 
     def _relu(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
-        normed = self._mark(args[0]).normed
-        result = self._gradient(func, name, entry, args, kwargs)
+        y = args[0]
+        mark = self._mark(y)
+        normed, node = mark.normed, mark.node
+        alone = node is not None and not node.held and mark.uses == 1
+        if alone and self.in_place and y._base is None and not y.is_inference():
+            result = self._finish(Rectify.apply(y), [y], entry, raw=False, samples=[mark.samples])
+        else:
+            result = self._gradient(func, name, entry, args, kwargs)
+        if alone:
+            node.rectify(result)
         if normed is not None:
             self._mark(result).normed = replace(normed, active=result.detach() > 0)
         return result
@@ -273,8 +281,10 @@ class LinearNodes(ProductHandlers):
         )
         y: Tensor = Linear.apply(x, compute, node)
         self.marks.put(y, Mark(raw=False, linear=True, samples=after_computing(y.shape, [(x.shape, mark.samples)])))
+        self._mark(y).node = node
         if step.name in self.keep:
             self.outputs.setdefault(step.name, y)
+            node.held = True
         return y
 
     def _even_node(
