@@ -73,7 +73,7 @@ def out_of_place(
     """The same call without its in-place effect, and whether it had one."""
     if in_place:
         if overload(func):
-            plain = getattr(getattr(torch.ops.aten, name), func._overloadname)  # type: ignore[attr-defined]
+            plain = _out_of_place_overload(func)
         else:
             owners = [o for o in (torch.Tensor, functional, torch) if hasattr(o, name)]
             plain = getattr(owners[0], name)
@@ -85,6 +85,19 @@ def out_of_place(
     asked = bool(arguments.arguments.get("inplace", False))
     arguments.arguments["inplace"] = False
     return func, arguments.args, arguments.kwargs, asked
+
+
+def _out_of_place_overload(func: Any) -> Callable[..., Any]:
+    """``aten.relu.default`` of ``aten.relu_.default``; the two overloads can have different names."""
+    packet = getattr(torch.ops.aten, func.overloadpacket.__name__.removesuffix("_"))
+    kinds = [str(argument.type) for argument in func._schema.arguments]
+    fitting = {
+        overload: getattr(packet, overload)
+        for overload in packet.overloads()
+        if [str(argument.type) for argument in getattr(packet, overload)._schema.arguments] == kinds
+    }
+    plain: Callable[..., Any] = fitting.get(func._overloadname) or next(iter(fitting.values()))
+    return plain
 
 
 def where() -> str:

@@ -63,7 +63,7 @@ class LRP:
     def __init__(
         self,
         model: nn.Module | Callable[..., Any],
-        preset: str | Preset = "epsilon-plus",
+        preset: str | Preset = "auto",
         *,
         bounds: Bounds | None = None,
         output: Choice = None,
@@ -72,7 +72,7 @@ class LRP:
     ) -> None:
         if on_unknown not in ("error", "gradient"):
             raise SettingError(f"on_unknown={on_unknown!r}", "it is 'error' or 'gradient'")
-        self.model, self.preset, self.bounds, self.on_unknown = model, _preset(preset), bounds, on_unknown
+        self.model, self.preset, self.bounds, self.on_unknown = model, _named(preset), bounds, on_unknown
         self.output, self.inputs = output, inputs
 
     @overload
@@ -230,6 +230,13 @@ class LRP:
 
     def _traced(self, x: Any, layers: tuple[str, ...], keep: tuple[str, ...], locate: bool = False) -> Trace:
         """``keep``: where relevance is to be read, masked or started; ``layers``: those that results hold."""
+        if not self.preset.rows:  # auto: what the model calls is known after it ran
+            looked = copy.copy(self)
+            looked.preset = self.preset.chosen(())
+            trace = looked._traced(x, layers, keep, locate)
+            self.preset = self.preset.chosen((step.function, step.kind) for step in trace.steps)
+            if self.preset == looked.preset:
+                return trace
         model = unwrapped(self.model)
         with normal_tensors(), as_written():
             inputs = read_inputs(model, x, self.inputs)
@@ -337,5 +344,5 @@ def _tensors(scores: Any) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def _preset(which: str | Preset) -> Preset:
+def _named(which: str | Preset) -> Preset:
     return preset(which)

@@ -53,9 +53,9 @@ TABLE: dict[str, Entry] = {
         "flatten reshape view permute transpose t swapaxes swapdims movedim moveaxis squeeze "
         "unsqueeze contiguous clone expand broadcast_to flip roll narrow select getitem "
         "unflatten ravel T mT H split split_with_sizes chunk tensor_split unbind hsplit vsplit slice unfold "
-        "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle rot90 fliplr flipud repeat tile "
+        "pixel_shuffle pixel_unshuffle channel_shuffle rot90 fliplr flipud repeat tile "
         "repeat_interleave atleast_2d atleast_3d gather index take_along_dim masked_select diagonal diag_embed "
-        "as_strided sort topk positive real "
+        "as_strided sort topk positive real meshgrid "
         "_pad_circular _reshape_alias reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
         "replication_pad2d replication_pad3d adjoint",
         "gradient",
@@ -63,7 +63,10 @@ TABLE: dict[str, Entry] = {
         moves=True,
     ),
     **_rows("index_select", "index_select", "keeps", moves=True),
-    **_rows("cat concat concatenate stack hstack vstack dstack", "gradient", "keeps", moves=True),
+    **_rows("native_channel_shuffle deepcopy", "instead", "keeps", moves=True),
+    **_rows(
+        "cat concat concatenate stack hstack vstack dstack column_stack row_stack", "gradient", "keeps", moves=True
+    ),
     # Linear in several values together; constants among them absorb their part.
     **_rows(
         "where masked_fill masked_scatter scatter index_put index_copy index_fill index_add scatter_add "
@@ -72,7 +75,7 @@ TABLE: dict[str, Entry] = {
         "keeps",
     ),
     **_rows("fill", "fill", "keeps"),
-    **_rows("pad constant_pad_nd zero_pad2d", "padding", "keeps", moves=True),
+    **_rows("pad constant_pad_nd", "padding", "keeps", moves=True),
     **_rows("float double half bfloat16 cuda cpu", "gradient", "keeps", moves=True),
     **_rows("to type type_as view_as reshape_as expand_as", "first", "keeps", moves=True),
     **_rows("_pack_padded_sequence", "pack", "keeps", moves=True),
@@ -91,7 +94,6 @@ TABLE: dict[str, Entry] = {
         "keeps",
         moves=True,
     ),
-    **_rows("identity", "gradient", "keeps", moves=True),
     # Linear with fixed positive weights: c of each summand is c of the sum, so that shares are proportional.
     **_rows(
         "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
@@ -102,7 +104,7 @@ TABLE: dict[str, Entry] = {
         "keeps",
     ),
     # Homogeneous of degree 1: Euler's theorem says that the gradient keeps relevance.
-    **_rows("norm vector_norm linalg_vector_norm linalg_norm hypot", "gradient", "nonnegative"),
+    **_rows("norm linalg_vector_norm linalg_norm hypot", "gradient", "nonnegative"),
     **_rows("std", "gradient", "nonnegative"),
     # Degree 2: half the gradient.
     **_rows("var", "variance", "nonnegative"),
@@ -137,10 +139,9 @@ TABLE: dict[str, Entry] = {
     **_rows("relu6 softplus exp square exp2 sqrt rsqrt", "elementwise", "nonnegative"),
     **_rows("sigmoid hardsigmoid", "elementwise", "nonnegative", gate=True),
     **_rows(
-        "pow reciprocal log log2 log10 log1p expm1 sin cos tan asin acos atan sinh cosh asinh erf erfc sinc "
-        "nan_to_num special_erf special_expit softsign "
-        "hardtanh hardtanh_ clamp clamp_min clamp_max clip elu selu celu gelu silu mish hardswish tanh "
-        "tanhshrink softshrink hardshrink threshold logsigmoid log_sigmoid",
+        "pow reciprocal log log2 log10 log1p expm1 sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc "
+        "sinc nan_to_num softsign hardtanh clamp clamp_min clamp_max clip elu selu celu gelu silu mish hardswish tanh "
+        "tanhshrink softshrink hardshrink threshold log_sigmoid",
         "elementwise",
     ),
     **_rows("setitem copy", "assign"),
@@ -151,22 +152,22 @@ ALIASES = {
     "__add__": "add", "__iadd__": "add", "__radd__": "add",
     "__sub__": "sub", "__isub__": "sub", "__rsub__": "rsub",
     "__mul__": "mul", "__imul__": "mul", "__rmul__": "mul",
-    "__truediv__": "div", "__itruediv__": "div", "__div__": "div",
-    "__neg__": "neg", "__matmul__": "matmul", "__rmatmul__": "rmatmul", "__imatmul__": "matmul", "__abs__": "abs",
+    "__truediv__": "div", "__itruediv__": "div", "__idiv__": "div", "__div__": "div",
+    "__neg__": "neg", "__matmul__": "matmul", "__rmatmul__": "rmatmul", "__abs__": "abs",
     "__rtruediv__": "rdiv", "__rdiv__": "rdiv", "__pow__": "pow", "__ipow__": "pow", "__rpow__": "rpow",
     "__pos__": "positive",
-    "__getitem__": "getitem", "__setitem__": "setitem", "__deepcopy__": "clone",
+    "__getitem__": "getitem", "__setitem__": "setitem", "__deepcopy__": "deepcopy",
     "_max_pool1d": "max_pool1d", "_max_pool2d": "max_pool2d", "_max_pool3d": "max_pool3d",
     "boolean_dispatch": "max_pool2d", "_to_copy": "to", "_unsafe_view": "view",
     "_softmax": "softmax", "_log_softmax": "log_softmax", "zero": "fill", "_unsafe_index": "index",
     "_scaled_dot_product_flash_attention_for_cpu": "scaled_dot_product_attention", "_fused_rms_norm": "rms_norm",
-    "special_softmax": "softmax", "special_log_softmax": "log_softmax",
-    "_adaptive_avg_pool1d": "adaptive_avg_pool1d", "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
+    "expit": "sigmoid",
+    "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
     "_adaptive_avg_pool3d": "adaptive_avg_pool3d",
 }  # fmt: skip
 
 # Functions whose name ends in "_" change their argument; these do so too.
-IN_PLACE_OPERATORS = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__"}
+IN_PLACE_OPERATORS = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__setitem__"}
 
 
 def plain_name(function: Callable[..., Any]) -> tuple[str, bool]:
@@ -183,6 +184,7 @@ def plain_name(function: Callable[..., Any]) -> tuple[str, bool]:
         name = getattr(getattr(function, "__self__", None), "__name__", name)
     if name == "requires_grad_":  # a leaf for the model's own derivatives, which no relevance needs
         return "detach", True
+    name = name.removeprefix("special_")  # torch.special.expit
     in_place = name in IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
     if in_place and name.endswith("_") and not name.endswith("__"):
         name = name[:-1]

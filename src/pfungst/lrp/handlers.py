@@ -48,7 +48,12 @@ class ValueHandlers(Dispatch):
         return self._identity(func, name, entry, args, kwargs)
 
     def _padding(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
-        given = bound(func, args, kwargs, ("input", "pad", "value") if name == "constant_pad_nd" else ())
+        given = bound(
+            func,
+            args,
+            kwargs,
+            ("input", "pad", "value") if name == "constant_pad_nd" else ("input", "pad", "mode", "value"),
+        )
         result = self._gradient(func, name, entry, args, kwargs)
         mark, x, value = self._mark(result), args[0], given.get("value") or 0
         if given.get("mode", "constant") != "constant" or not (mark.raw or value):
@@ -156,6 +161,12 @@ class ValueHandlers(Dispatch):
             entry = Entry(entry.handler, "keeps" if name in ("max", "maximum", "fmax") else "unknown")
         return (self._balanced if constants else self._gradient)(func, name, entry, args, kwargs)
 
+    def _instead(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
+        """Functions that refuse to be part of a graph, by others that do the same."""
+        if name == "deepcopy":
+            return self._gradient(torch.clone, "clone", entry, args[:1], {})
+        return self._gradient(torch.channel_shuffle, "channel_shuffle", entry, args, kwargs)
+
     def _variance(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         # Homogeneous of degree 2: by Euler's theorem the gradient would carry twice the relevance.
         x = self._enter(args[0])
@@ -175,7 +186,8 @@ class ValueHandlers(Dispatch):
 
         def assigned(base: Tensor, new: Any) -> Tensor:
             if name == "copy":
-                return new.to(base.dtype).expand(base.shape).clone()
+                # The old values stay in the graph, so that relevance of a constant has a way back to the ledger.
+                return torch.where(torch.ones_like(base, dtype=torch.bool), new.to(base.dtype), base)
             result = base.clone()
             result[args[1]] = new
             return result

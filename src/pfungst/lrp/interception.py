@@ -20,7 +20,7 @@ from pfungst.lrp.marks import Mark, Marks, Write, map_tensors, share_memory
 from pfungst.lrp.operators import Scratch
 from pfungst.lrp.plan import Step
 from pfungst.lrp.presets import Preset
-from pfungst.lrp.samples import PERMUTING, Samples, after_computing, after_moving, compressed, per_sample, spread
+from pfungst.lrp.samples import Samples, after_computing, after_moving, compressed, may_permute, per_sample, spread
 
 # Functions through which Python reads a value; what the model does with it is a constant to us, and plan says so.
 _READS = {"item", "tolist", "numpy", "__array__", "__float__", "__int__"}
@@ -30,6 +30,8 @@ _JOINS = {
     "masked_scatter", "scatter", "index_put", "index_copy", "index_fill", "index_add", "scatter_add", "slice_scatter",
     "select_scatter", "fill", "pad_sequence",
 }  # fmt: skip
+# Those of them that also take numbers.
+_WITH_NUMBERS = {"where", "masked_fill", "index_fill", "fill", "scatter"}
 # Functions that drop or shorten axes but keep their order.
 _REDUCTIONS = {
     "mean", "sum", "amax", "amin", "max", "min", "norm", "vector_norm", "logsumexp", "topk", "prod", "std", "var",
@@ -38,8 +40,10 @@ _REDUCTIONS = {
 _CASTS = {"float", "double", "half", "bfloat16", "cuda", "cpu", "to", "type", "type_as", "contiguous", "clone"}
 # What a layer asks of its input before it works: no values, so nothing to intercept.
 _ASKS = frozenset(
-    [torch.Tensor.dim, torch.Tensor.size, torch.Tensor.numel, torch.Tensor.is_floating_point]
-    + [getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")]
+    (
+        *(torch.Tensor.dim, torch.Tensor.size, torch.Tensor.numel, torch.Tensor.is_floating_point),
+        *(getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")),
+    )
 )
 _WRITE = Entry("gradient", "keeps", moves=True)  # an in-place write seen through another view of its memory
 
@@ -268,7 +272,7 @@ class Dispatch(TorchFunctionMode):
         """Samples of the result(s), for ``_finish``."""
         inputs = self._marked((args, kwargs))
         known = [self._mark(tensor).samples for tensor in inputs]
-        if self.batch == 1 or (all(k is None for k in known) and name not in PERMUTING):
+        if self.batch == 1 or (all(k is None for k in known) and not may_permute(name, inputs, result)):
             return [None] * len(list(_flat(result)))
 
         def number(tensor: Tensor) -> Tensor:
@@ -342,7 +346,7 @@ class Dispatch(TorchFunctionMode):
     def _gradient(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         inputs = self._marked((args, kwargs))
         constants = name in _JOINS and any(self.marks.get(t) is None for t in _floats((args, kwargs)))
-        constants = constants or name in ("masked_fill", "index_fill", "fill")
+        constants = constants or name in _WITH_NUMBERS
         raw = entry.moves and not constants and all(self._mark(t).raw for t in inputs)
         if not raw:
             args, kwargs = map_tensors((args, kwargs), self._enter)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pfungst.errors import RelevanceError
-from pfungst.lrp.calls import as_function_of, as_tuple, bound
+from pfungst.lrp.calls import as_function_of, as_tuple, bound, other_operand
 from pfungst.lrp.even import EvenLinear
 from pfungst.lrp.functions import Entry
 from pfungst.lrp.gradients import Linear, LinearNode, Threshold
@@ -143,9 +143,38 @@ class LinearNodes(ProductHandlers):
             raise self._unknown(name, f"of {len(factors)} factors has no rule")
         return x, constants[0]
 
+    def _add(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
+        """A vector added to a product that has no bias is its bias, as in ``x @ w + b`` and decomposed programs."""
+        carried = self._marked((args, kwargs))
+        x = carried[0]
+        source: Source | None = self._mark(x).source
+        bias = other_operand(x, args, kwargs, 0)
+        if len(carried) > 1 or source is None or source.op.kind != "dense" or source.op.bias is not None:
+            return super()._add(func, name, entry, args, kwargs)
+        if name != "add" or kwargs.get("alpha", 1) != 1 or not isinstance(bias, Tensor) or bias.shape != x.shape[-1:]:
+            return super()._add(func, name, entry, args, kwargs)
+        with torch.no_grad():
+            value = func(*args, **kwargs)
+        source.step.note = "merged with the bias added to it"
+        op = replace(source.op, bias=bias.detach())
+        y = self._apply(source.x, source.mark, op, source.step, lambda _: value)
+        self._mark(y).source = Source(source.x, source.mark, op, source.step)
+        self.merged[x] = y
+        return y
+
+    def _gradient(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
+        result = super()._gradient(func, name, entry, args, kwargs)
+        if name == "view" and result.shape == args[0].shape:  # as in decomposed programs
+            self._mark(result).source = self._mark(args[0]).source
+        return result
+
     def _batch_norm(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
-        fields = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-        if func is not functional.batch_norm:  # torch.batch_norm orders its arguments otherwise
+        fields: tuple[str, ...] = (
+            "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
+        )  # fmt: skip
+        if name != "batch_norm":
+            fields = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
+        elif func is not functional.batch_norm:  # torch.batch_norm orders its arguments otherwise
             fields = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
         given = bound(func, args, kwargs, fields)
         x, mean, variance = args[0], given["running_mean"], given["running_var"]

@@ -119,31 +119,32 @@ class NormHandlers(LinearNodes):
         """Weight (broadcasts against x), shape of rows, epsilon, and whether the mean is subtracted."""
         x = args[0]
         if "layer" in name or "rms" in name:
-            given = bound(func, args, kwargs, ("input", "normalized_shape", "weight", "bias", "eps"))
+            fields = ("input", "normalized_shape", "weight", *(("bias",) if "layer" in name else ()), "eps")
+            given = bound(func, args, kwargs, fields)
             axes = len(given["normalized_shape"])
             rows = (*x.shape[: x.dim() - axes], -1)
             eps = given.get("eps")
             default = torch.finfo(x.dtype).eps if "rms" in name else 1e-5
             return given.get("weight"), rows, default if eps is None else eps, "rms" not in name
         if name == "native_group_norm":
-            given = bound(func, args, kwargs)
+            given = bound(func, args, kwargs, ("input", "weight", "bias", "N", "C", "HxW", "group", "eps"))
             groups, weight = given["group"], given.get("weight")
         elif name == "group_norm":
             given = bound(func, args, kwargs, ("input", "num_groups", "weight", "bias", "eps"))
             groups, weight = given["num_groups"], given.get("weight")
         else:
-            given = bound(func, args, kwargs)
+            given = bound(func, args, kwargs, _instance_fields(func))
             groups, weight = x.shape[1], given.get("weight")
         if weight is not None:
             weight = weight.reshape(1, -1, *[1] * (x.dim() - 2))
         return weight, (x.shape[0], groups, -1), given.get("eps", 1e-5), True
 
     def _own_statistics(self, func: Any, args: Any, kwargs: Any) -> bool:
-        given = bound(func, args, kwargs)
+        given = bound(func, args, kwargs, _instance_fields(func))
         return bool(given.get("use_input_stats", True))
 
     def _as_batch_norm(self, func: Any, args: Any, kwargs: Any) -> Any:
-        given = bound(func, args, kwargs)
+        given = bound(func, args, kwargs, _instance_fields(func))
         values = (given["input"], given["running_mean"], given["running_var"], given.get("weight"), given.get("bias"))
         call = functional.batch_norm
         return self._batch_norm(call, "batch_norm", Entry("batch_norm"), values, {"eps": given.get("eps", 1e-5)})
@@ -158,6 +159,13 @@ class NormHandlers(LinearNodes):
         self._step(name, name, note="Taylor messages (Binder 2016), normalised")
         parameters = given["size"], given.get("alpha", 1e-4), given.get("beta", 0.75), given.get("k", 1.0)
         return self._finish(LocalResponse.apply(x, value, *parameters), [x], Entry("norm", "keeps"), raw=False)
+
+
+def _instance_fields(func: Any) -> tuple[str, ...]:
+    """Arguments of instance norm, which torch.nn.functional and torch order differently."""
+    if func is functional.instance_norm:
+        return ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+    return ("input", "weight", "bias", "running_mean", "running_var", "use_input_stats", "momentum", "eps")
 
 
 def _as_list(result: Any) -> list[Any]:

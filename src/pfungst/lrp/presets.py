@@ -6,7 +6,7 @@ defaults; the functions below take parameters: ``epsilon_plus(epsilon=0.01)`` is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -121,7 +121,16 @@ class Preset:
                     f"the nodes are: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}",
                 )
 
+    def chosen(self, functions: Iterable[tuple[str, str]]) -> Preset:
+        """``auto`` for a model that calls these (function, kind of node); every other preset is its own choice."""
+        if self.rows:
+            return self
+        choice = cp_lrp_gamma() if any(_of_attention(*call) for call in functions) else epsilon_plus()
+        return choice if self.even is None else choice.flat_until(*self.even)
+
     def describe(self) -> str:
+        if not self.rows:
+            return f"{self.name} [{auto.__doc__}]"
         rows = [f"{r.kind or 'any'}/{r.position or 'anywhere'}/{r.name or '*'}: {r.rule.label}" for r in self.rows]
         choices = f"gates={self.gates}, attention={self.attention}, norms={self.norms}"
         choices += f", pre_activation={self.pre_activation}"
@@ -203,7 +212,19 @@ def arras(epsilon: float = 1e-3, bias_factor: float = 0.0, gates: str = "all") -
     return Preset("arras", (Row(Recurrent(epsilon, bias_factor)),), gates=gates)
 
 
+def auto() -> Preset:
+    """epsilon-plus, or cp-lrp-gamma for models that call attention, layer norms or products of two activations"""
+    return Preset("auto", ())
+
+
+def _of_attention(function: str, kind: str) -> bool:
+    if function in ("matmul", "bmm", "baddbmm", "einsum"):
+        return kind == ""  # a product of two activations; with a constant it is a dense node
+    return function in ("scaled_dot_product_attention", "layer_norm", "native_layer_norm", "rms_norm")
+
+
 PRESETS: dict[str, Callable[..., Preset]] = {
+    "auto": auto,
     "epsilon": epsilon,
     "epsilon-plus": epsilon_plus,
     "epsilon-plus-flat": epsilon_plus_flat,

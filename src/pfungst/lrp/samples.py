@@ -18,11 +18,25 @@ from pfungst.lrp.operators import row_sums
 
 Samples = Tensor | None
 
-# Functions after which the first axis can be another one.
-PERMUTING = {
+# Functions after which the first axis can be another one, or another order of it.
+_PERMUTING = {
     "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT", "H", "select", "getitem",
-    "unbind", "stack", "rot90", "adjoint",
+    "unbind", "stack", "rot90", "adjoint", "flip", "flipud", "roll", "index", "index_select", "gather",
+    "take_along_dim", "meshgrid",
 }  # fmt: skip
+# Functions that change the length of the first axis, but not the order in memory.
+_ORDERLY = {"view", "reshape", "flatten", "unflatten", "ravel", "_reshape_alias", "view_as", "reshape_as", "squeeze"}
+
+
+def may_permute(name: str, inputs: Sequence[Tensor], result: Any) -> bool:
+    """Samples may no longer follow one another: the function orders axes anew, or joins or cuts the first one."""
+    if name in _PERMUTING:
+        return True
+    if name in _ORDERLY:
+        return False
+    first = {tensor.shape[:1] for tensor in inputs}
+    results = result if isinstance(result, list | tuple) else (result,)
+    return any(isinstance(r, Tensor) and {r.shape[:1]} != first for r in results)
 
 
 def spread(shape: Sequence[int], samples: Samples, batch: int, device: Any) -> Tensor | None:
