@@ -142,7 +142,11 @@ def built(transformers: Any, name: str, attention: str) -> tuple[Scores, Tensor]
 @pytest.fixture
 def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers computes the softmax of its eager attention in float32, in a float64 model too: not here."""
-    monkeypatch.setattr(F, "softmax", lambda x, dim, dtype=None: torch.softmax(x, dim))
+
+    def softmax(input: Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
+        return torch.softmax(input, dim)
+
+    monkeypatch.setattr(F, "softmax", softmax)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
