@@ -55,7 +55,7 @@ def share(parts: Tensor, whole: Tensor, R: Tensor) -> Tensor:
 def epsilon(x: Tensor, J: Tensor, b: Tensor, R: Tensor, epsilon: float) -> Tensor:
     z = contributions(x, J)
     y = z.sum(1) + b
-    return share(z, y + epsilon * torch.where(y >= 0, 1.0, -1.0).to(y.dtype), R)
+    return share(z, torch.where(y >= 0, y + epsilon, y - epsilon), R)
 
 
 def zero(x: Tensor, J: Tensor, b: Tensor, R: Tensor) -> Tensor:

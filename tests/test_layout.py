@@ -20,6 +20,7 @@ errors
 lrp
 settings store
 domains weights
+hub
 models
 vectors heatmaps charts
 neighbours
@@ -37,9 +38,9 @@ cli
 
 # The same inside folders, from what knows least to what knows most.
 INSIDE = {
-    "lrp": "operators targets plan functions calls marks | samples rules | gradients presets | interception | handlers"
-    " | even | products | nodes | norms | results modules places | inputs streams | traces"
-    " | engine | concepts adapters",
+    "lrp": "operators targets plan functions calls marks | samples rules | gradients presets | cells | interception"
+    " | handlers | even | products | nodes | norms | recurrent | results modules places | inputs streams | traces"
+    " | engine | concepts adapters tokens",
     "domains": "decoding labels preprocessing | manifests | image",
 }
 

@@ -259,7 +259,7 @@ def other_data(small: Small, folder: Path) -> dict[str, Any]:
         ("data.digest was '", other_data),
         ("settings.seed was 0, is now 1", lambda small, folder: {"seed": 1}),
         ("settings.grid was 20, is now 16", lambda small, folder: {"grid": 16}),
-        ("settings.preset was 'epsilon-plus', is now 'epsilon'", lambda small, folder: {"preset": "epsilon"}),
+        ("settings.preset was 'auto', is now 'epsilon'", lambda small, folder: {"preset": "epsilon"}),
         ("data.samples was 80, is now 40", lambda small, folder: {"limit": 40}),
     ],
 )

@@ -20,6 +20,7 @@ _MODEL_HELP = """MODEL is one of
 \b
   torchvision:resnet50        with its pretrained weights, or --weights FILE
   timm:NAME                   the same
+  hf:NAME                     the same, for image classifiers of transformers, or a folder
   path/file.py:function       a function without arguments that returns an nn.Module
   package.module:function     the same
   FILE.pt2                    a torch.export program

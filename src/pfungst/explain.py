@@ -100,7 +100,7 @@ def explain(
     *,
     targets: str | int | Sequence[str | int] = "predicted",
     topk: int = 5,
-    preset: str | Preset = "epsilon-plus",
+    preset: str | Preset = "auto",
     same_scale: bool = False,
     quantile: float = 0.995,
     save: str = "none",

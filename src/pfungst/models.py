@@ -1,6 +1,7 @@
 """A model in any of the forms a user has it, as a torch module with its preprocessing and class names.
 
-    torchvision:resnet50    timm:NAME    path/file.py:function    package.module:function    FILE.pt2    an nn.Module
+    torchvision:resnet50    timm:NAME    hf:NAME    path/file.py:function    package.module:function    FILE.pt2
+    an nn.Module
 
 ``LOADERS`` is the table: one kind of model, one function.  torchvision and timm are imported by their own loader only.
 """
@@ -24,14 +25,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from pfungst import hub
 from pfungst.domains import preprocessing
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.errors import MissingExtra, ModelError, PfungstError, SettingError
 from pfungst.weights import digest_module, put_weights, read_weights
 
 _FORMS = (
-    "give torchvision:NAME, timm:NAME, path/file.py:function, package.module:function (a function without arguments "
-    "that returns an nn.Module), or FILE.pt2 (torch.export)"
+    "give torchvision:NAME, timm:NAME, hf:NAME, path/file.py:function, package.module:function (a function without "
+    "arguments that returns an nn.Module), or FILE.pt2 (torch.export)"
 )
 _LATER = {
     ".onnx": "ONNX",
@@ -113,7 +115,7 @@ def load_model(
 def _kind_of(spec: str) -> tuple[str, str]:
     """The kind of loader and what it is called with."""
     head, colon, rest = spec.partition(":")
-    if colon and head in ("torchvision", "timm"):
+    if colon and head in ("torchvision", "timm", "hf"):
         return head, rest
     suffix = Path(spec).suffix.lower()
     if suffix == ".pt2":
@@ -223,6 +225,10 @@ def _timm_classes(data: ModuleType, module: nn.Module) -> list[str] | None:
     return [info.index_to_description(index) for index in range(info.num_classes())]
 
 
+def _load_hf(name: str, weights: str | Path | None, device: torch.device) -> Loaded:
+    return Loaded(*hub.load(name, weights))
+
+
 def _load_file(spec: str, weights: str | Path | None, device: torch.device) -> Loaded:
     place, _, function = spec.rpartition(":")
     path = Path(place).expanduser().resolve()
@@ -283,6 +289,7 @@ def _load_pt2(spec: str, weights: str | Path | None, device: torch.device) -> Lo
 LOADERS: dict[str, Callable[[str, str | Path | None, torch.device], Loaded]] = {
     "torchvision": _load_torchvision,
     "timm": _load_timm,
+    "hf": _load_hf,
     "file": _load_file,
     "module": _load_module,
     "pt2": _load_pt2,

@@ -40,8 +40,8 @@ def audit(
 ) -> Audit:
     """Find out what a model really looks at on these images, and prove it.
 
-    model     "torchvision:resnet50", "timm:NAME", "file.py:function", "package.module:function", "FILE.pt2", or a
-              module in eval mode
+    model     "torchvision:resnet50", "timm:NAME", "hf:NAME", "file.py:function", "package.module:function", "FILE.pt2",
+              or a module in eval mode
     images    a folder (one subfolder a class, or flat) or a .csv/.parquet manifest
     out       the run folder; an unfinished run of the same audit goes on where it stopped
     settings  see ``Settings``; the same names as the command line's flags

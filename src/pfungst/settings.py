@@ -47,7 +47,7 @@ class Settings:
         None, "Order of the input's channels. [default: the model's own]", choices=("RGB", "BGR", "L")
     )
     classes: str | None = _setting(None, "Text file with the model's class names, one a line, in its order.")
-    preset: str = _setting("epsilon-plus", "Rules that share out relevance.", choices=tuple(PRESETS))
+    preset: str = _setting("auto", "Rules that share out relevance.", choices=tuple(PRESETS))
     target: str = _setting(
         "auto",
         "Whose score is explained: 'label' (the picture's own class), 'predicted', or one class by name, which alone "

@@ -292,6 +292,43 @@ def from_timm(config: dict[str, Any]) -> Preprocess:
     )
 
 
+def from_transformers(settings: dict[str, Any]) -> Preprocess | None:
+    """Preprocess of an image processor of transformers (preprocessor_config.json); None if it does something else.
+
+    Without ``do_center_crop`` pictures are resized to ``size`` whatever their shape; with ``crop_pct`` (ConvNeXt) the
+    short side becomes size / crop_pct first, for sizes below 384.
+    """
+
+    def sides(value: Any) -> tuple[int, int] | None:
+        if isinstance(value, int):
+            return value, value
+        known = isinstance(value, dict) and {"height", "width"} <= value.keys()
+        return (int(value["height"]), int(value["width"])) if known else None
+
+    size: Any = settings.get("size")
+    box, short = sides(size), size.get("shortest_edge") if isinstance(size, dict) else None
+    resize: int | tuple[int, int] | None = box if short is None else int(short)
+    crop = "squash" if short is None else "center"
+    if settings.get("do_center_crop"):
+        box, crop = sides(settings.get("crop_size", size)), crop if settings.get("do_resize", True) else "center"
+    elif short is not None and settings.get("crop_pct"):
+        box, small = (int(short), int(short)), short < 384
+        resize, crop = (int(short / settings["crop_pct"]), "center") if small else (box, "squash")
+    interpolation = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}.get(settings.get("resample", 2))
+    if box is None or interpolation is None or settings.get("do_pad"):
+        return None
+    plain = not settings.get("do_normalize", True)
+    return Preprocess(
+        size=box,
+        mean=(0.0,) * 3 if plain else tuple(float(value) for value in settings["image_mean"]),
+        std=(1.0,) * 3 if plain else tuple(float(value) for value in settings["image_std"]),
+        resize=resize if settings.get("do_resize", True) else None,
+        crop=crop,
+        interpolation=interpolation,
+        scale=float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0,
+    )
+
+
 def override(
     own: Preprocess | None,
     size: int | tuple[int, int] | None = None,

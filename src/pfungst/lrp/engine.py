@@ -21,10 +21,10 @@ from pfungst.errors import SettingError
 from pfungst.lrp.inputs import Chosen, Inputs, argument_names, leaf, read_inputs
 from pfungst.lrp.marks import Mark
 from pfungst.lrp.modules import as_written, first_tensor, node_names, replace_first, unwrapped, visiting
-from pfungst.lrp.norms import Interception
 from pfungst.lrp.places import Condition, Place
 from pfungst.lrp.plan import Plan
 from pfungst.lrp.presets import Preset, preset
+from pfungst.lrp.recurrent import Interception
 from pfungst.lrp.results import Relevance
 from pfungst.lrp.streams import Split, batches, device_of
 from pfungst.lrp.targets import Choice, Several, Target, Unit, check_output, choose_output
@@ -63,7 +63,7 @@ class LRP:
     def __init__(
         self,
         model: nn.Module | Callable[..., Any],
-        preset: str | Preset = "epsilon-plus",
+        preset: str | Preset = "auto",
         *,
         bounds: Bounds | None = None,
         output: Choice = None,
@@ -72,7 +72,7 @@ class LRP:
     ) -> None:
         if on_unknown not in ("error", "gradient"):
             raise SettingError(f"on_unknown={on_unknown!r}", "it is 'error' or 'gradient'")
-        self.model, self.preset, self.bounds, self.on_unknown = model, _preset(preset), bounds, on_unknown
+        self.model, self.preset, self.bounds, self.on_unknown = model, _named(preset), bounds, on_unknown
         self.output, self.inputs = output, inputs
 
     @overload
@@ -230,6 +230,13 @@ class LRP:
 
     def _traced(self, x: Any, layers: tuple[str, ...], keep: tuple[str, ...], locate: bool = False) -> Trace:
         """``keep``: where relevance is to be read, masked or started; ``layers``: those that results hold."""
+        if not self.preset.rows:  # auto: what the model calls is known after it ran
+            looked = copy.copy(self)
+            looked.preset = self.preset.chosen(())
+            trace = looked._traced(x, layers, keep, locate)
+            self.preset = self.preset.chosen((step.function, step.kind) for step in trace.steps)
+            if self.preset == looked.preset:
+                return trace
         model = unwrapped(self.model)
         with normal_tensors(), as_written():
             inputs = read_inputs(model, x, self.inputs)
@@ -271,6 +278,7 @@ class LRP:
                     output = replace_first(output, tensor)
                 if name in keep and run.marks.get(tensor) is not None:
                     kept[name] = tensor
+                    run.hold(tensor)
             return output if name in inputs.modules else None
 
         return visit
@@ -337,5 +345,5 @@ def _tensors(scores: Any) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def _preset(which: str | Preset) -> Preset:
+def _named(which: str | Preset) -> Preset:
     return preset(which)

@@ -39,6 +39,8 @@ TABLE: dict[str, Entry] = {
     **_rows("convolution", "any_convolution"),
     **_rows("conv_transpose1d conv_transpose2d conv_transpose3d", "transposed_convolution"),
     **_rows("linear matmul mm bmm mv einsum addmm baddbmm addbmm addmv tensordot inner bilinear rmatmul", "product"),
+    **_rows("lstm gru rnn_tanh rnn_relu", "recurrent"),
+    **_rows("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", "recurrent_cell"),
     **_rows("batch_norm _native_batch_norm_legit_no_training", "batch_norm"),
     # Attention, and functions of Python that are opened: their own torch functions come here one by one.
     **_rows("scaled_dot_product_attention", "attention"),
@@ -49,7 +51,7 @@ TABLE: dict[str, Entry] = {
     # Functions that only move values: each input's c is its outputs' c, exactly the gradient.
     **_rows(
         "flatten reshape view permute transpose t swapaxes swapdims movedim moveaxis squeeze "
-        "unsqueeze contiguous clone expand broadcast_to flip roll narrow select index_select getitem "
+        "unsqueeze contiguous clone expand broadcast_to flip roll narrow select getitem "
         "unflatten ravel T mT H split split_with_sizes chunk tensor_split unbind hsplit vsplit slice unfold "
         "pixel_shuffle pixel_unshuffle channel_shuffle rot90 fliplr flipud repeat tile "
         "repeat_interleave atleast_2d atleast_3d gather index take_along_dim masked_select diagonal diag_embed "
@@ -60,6 +62,7 @@ TABLE: dict[str, Entry] = {
         "keeps",
         moves=True,
     ),
+    **_rows("index_select", "index_select", "keeps", moves=True),
     **_rows("native_channel_shuffle deepcopy", "instead", "keeps", moves=True),
     **_rows(
         "cat concat concatenate stack hstack vstack dstack column_stack row_stack", "gradient", "keeps", moves=True
@@ -75,6 +78,9 @@ TABLE: dict[str, Entry] = {
     **_rows("pad constant_pad_nd", "padding", "keeps", moves=True),
     **_rows("float double half bfloat16 cuda cpu", "gradient", "keeps", moves=True),
     **_rows("to type type_as view_as reshape_as expand_as", "first", "keeps", moves=True),
+    **_rows("_pack_padded_sequence", "pack", "keeps", moves=True),
+    **_rows("_pad_packed_sequence", "unpack", "keeps", moves=True),
+    **_rows("pad_sequence", "pad_sequence", "keeps", moves=True),
     # Functions that take only the shape and type of a tensor.
     **_rows(
         "zeros_like ones_like full_like empty_like rand_like randn_like "

@@ -21,7 +21,11 @@ Absorb = Callable[..., None]  # name, relevance or None, and samples (``intercep
 
 
 class LinearNode:
-    """What the backward pass of one linear call needs besides its input and output."""
+    """What the backward pass of one linear call needs besides its input.
+
+    ``value`` is its output; or max(0, output) where a ReLU is all that uses it, since no relevance comes back where
+    that is 0.  So node and ReLU keep one tensor and not two.  ``held``: the output is needed as it is.
+    """
 
     def __init__(
         self,
@@ -37,7 +41,27 @@ class LinearNode:
     ) -> None:
         self.name, self.op, self.rule, self.absorb, self.scratch = name, op, rule, absorb, scratch
         self.samples = samples
+        self.value: Tensor | None = None
+        self.held = self.rectified = False
         self.raw, self.nonnegative, self.bounds = raw, nonnegative, bounds
+
+    def hold(self, output: Tensor) -> None:
+        """The output is used elsewhere too."""
+        if self.rectified:
+            self.value, self.rectified = output.detach(), False
+        self.held = True
+
+    def rectify(self, value: Tensor) -> None:
+        """A ReLU made this of the output."""
+        self.value, self.rectified = value.detach(), True
+
+    def take(self) -> Tensor:
+        """The value; for the last time if relevance goes back only once."""
+        assert self.value is not None
+        value = self.value
+        if self.scratch.once:
+            self.value = None
+        return value
 
 
 class Linear(torch.autograd.Function):
@@ -46,14 +70,16 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, compute: Callable[[Tensor], Tensor], node: LinearNode) -> Tensor:
         y = compute(x)
+        node.value = y.detach()  # not the output itself, which holds this node in turn
         ctx.node = node
-        ctx.save_for_backward(x, y)
+        ctx.save_for_backward(x)
         return y
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
-        x, y = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         node: LinearNode = ctx.node
+        y = node.take()
         op, work = node.op, torch.promote_types(x.dtype, node.op.weight.dtype)
         if not x.dtype == y.dtype == c.dtype == op.weight.dtype:  # under autocast
             x, y, c, op = x.to(work), y.to(work), c.to(work), op.to(work)
@@ -66,6 +92,21 @@ class Linear(torch.autograd.Function):
             node.absorb(node.name, c * y, after_computing(y.shape, [(x.shape, node.samples)]))
             node.absorb(node.name, -received, node.samples)
         return received if node.raw else shared.input, None, None
+
+
+class Rectify(torch.autograd.Function):
+    """relu in the memory of its argument, which nothing else uses: the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        value = x.detach().relu_()
+        ctx.save_for_backward(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> Tensor:
+        (value,) = ctx.saved_tensors
+        return c * (value > 0)
 
 
 class Elementwise(torch.autograd.Function):
@@ -119,6 +160,15 @@ class Threshold(torch.autograd.Function):
         return c_x, *[None] * 5
 
 
+def gate_share(rule: str, gate: Tensor, signal: Tensor) -> Tensor | float:
+    """The part of the relevance of gate * signal that goes to the gate, by one of the rules of ``Product``."""
+    if rule in ("all", "half"):
+        return 0.5 if rule == "half" else 0.0
+    g, s = (gate, signal) if rule == "prop" else (gate.abs(), signal.abs())
+    total = g + s
+    return torch.where(total == 0, 0.5, g / total.masked_fill(total == 0, 1))
+
+
 class Product(torch.autograd.Function):
     """gate * signal, of shapes that broadcast; the relevance of the product is shared by ``rule``.
 
@@ -137,12 +187,7 @@ class Product(torch.autograd.Function):
         gate, signal = ctx.saved_tensors
         if ctx.rule == "all":
             return None, (c * gate).sum_to_size(signal.shape), None
-        if ctx.rule == "half":
-            share: Any = 0.5
-        else:
-            g, s = (gate, signal) if ctx.rule == "prop" else (gate.abs(), signal.abs())
-            total = g + s
-            share = torch.where(total == 0, 0.5, g / total.masked_fill(total == 0, 1))
+        share = gate_share(ctx.rule, gate, signal)
         to_gate, to_signal = c * signal * share, c * gate * (1 - share)
         return to_gate.sum_to_size(gate.shape), to_signal.sum_to_size(signal.shape), None
 

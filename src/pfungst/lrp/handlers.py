@@ -18,6 +18,9 @@ from pfungst.lrp.interception import Dispatch
 from pfungst.lrp.marks import map_tensors
 from pfungst.lrp.samples import after_computing
 
+# Functions whose result is one over their argument, or a constant over it.
+_INVERSES = {"rsqrt", "reciprocal", "rdiv", "div", "divide", "true_divide"}
+
 
 class ValueHandlers(Dispatch):
     """One method for each word in the table's second column; linear nodes are in ``nodes.py``."""
@@ -129,7 +132,9 @@ class ValueHandlers(Dispatch):
         step = self._step(name, name)
         compute = as_function_of(x, func, args, kwargs)
         result = Elementwise.apply(entered, compute, step.name, self._absorber(mark.samples))
-        return self._finish(result, [entered], entry, raw=False)
+        result = self._finish(result, [entered], entry, raw=False)
+        self._mark(result).inverse = name in _INVERSES or (name == "pow" and _is_negative(args, kwargs))
+        return result
 
     def _balanced(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         """The gradient, and what it does not carry is absorbed: for softmax this is the rule of AttnLRP."""
@@ -197,3 +202,8 @@ class ValueHandlers(Dispatch):
         samples = self._mark(target).samples if self.marks.get(target) is not None else None
         result = Constant.apply(result, part, step.name, self._absorber(samples))
         return self._finish(result, inputs, Entry("assign"), raw=False)
+
+
+def _is_negative(args: Any, kwargs: Any) -> bool:
+    exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
+    return isinstance(exponent, int | float) and exponent < 0

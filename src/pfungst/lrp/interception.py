@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -27,7 +28,7 @@ _READS = {"item", "tolist", "numpy", "__array__", "__float__", "__int__"}
 _JOINS = {
     "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "write", "where", "masked_fill",
     "masked_scatter", "scatter", "index_put", "index_copy", "index_fill", "index_add", "scatter_add", "slice_scatter",
-    "select_scatter", "fill",
+    "select_scatter", "fill", "pad_sequence",
 }  # fmt: skip
 # Those of them that also take numbers.
 _WITH_NUMBERS = {"where", "masked_fill", "index_fill", "fill", "scatter"}
@@ -39,8 +40,10 @@ _REDUCTIONS = {
 _CASTS = {"float", "double", "half", "bfloat16", "cuda", "cpu", "to", "type", "type_as", "contiguous", "clone"}
 # What a layer asks of its input before it works: no values, so nothing to intercept.
 _ASKS = frozenset(
-    [torch.Tensor.dim, torch.Tensor.size, torch.Tensor.numel, torch.Tensor.is_floating_point]
-    + [getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")]
+    (
+        *(torch.Tensor.dim, torch.Tensor.size, torch.Tensor.numel, torch.Tensor.is_floating_point),
+        *(getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")),
+    )
 )
 _WRITE = Entry("gradient", "keeps", moves=True)  # an in-place write seen through another view of its memory
 
@@ -62,6 +65,7 @@ class Dispatch(TorchFunctionMode):
         self.ledger: dict[str, Tensor] = {}
         self.scratch = Scratch()
         self.device = torch.device("cpu")
+        self.in_place = False  # the call that is handled would change its argument
         self._counts: dict[str, int] = {}
 
     # ---- entry point -------------------------------------------------------------------------------------------
@@ -87,8 +91,12 @@ class Dispatch(TorchFunctionMode):
 
         def current(tensor: Tensor) -> Tensor:
             value = self.current(tensor) if marks.writes else tensor  # nothing written: all is as the model has it
-            if marks.get(tensor) is not None:
+            mark = marks.get(tensor)
+            if mark is not None:
                 found[tensor] = value
+                mark.uses += 1
+                if mark.node is not None and mark.uses > 1 and value is tensor:
+                    mark.node.hold(tensor)
             return value
 
         given = args, kwargs
@@ -112,6 +120,7 @@ class Dispatch(TorchFunctionMode):
         if name not in ("setitem", "copy"):
             func, args, kwargs, asked = out_of_place(func, name, in_place, args, kwargs)
             in_place = in_place or asked
+        self.in_place = in_place
         with torch.enable_grad():
             result = self._handle(func, name, entry, args, kwargs)
         replaced = {original: value for original, value in found.items() if value is not original}
@@ -190,8 +199,15 @@ class Dispatch(TorchFunctionMode):
                 "the model's output does not depend on the input through torch functions: the graph is in pieces",
                 "look for .numpy(), .item(), torch.tensor(x) or a cache in the model's forward",
             )
+        self.hold(tensor)
         with torch.enable_grad():
             return Enter.apply(tensor) if mark.raw else tensor
+
+    def hold(self, tensor: Tensor) -> None:
+        """Relevance can start or be read at this tensor."""
+        mark = self.marks.get(tensor)
+        if mark is not None and mark.node is not None:
+            mark.node.hold(tensor)
 
     def absorb(self, name: str, relevance: Tensor | None, samples: Samples = None) -> None:
         """Add what a node absorbed to the ledger, per sample in float64.
@@ -228,7 +244,7 @@ class Dispatch(TorchFunctionMode):
         mark = self.marks.get(tensor)
         if mark is None or not mark.raw:
             return tensor
-        entered = Mark(False, mark.linear, mark.nonnegative, mark.gate, mark.samples)
+        entered = Mark(False, mark.linear, mark.nonnegative, mark.gate, mark.samples, inverse=mark.inverse)
         return self.marks.put(Enter.apply(tensor), entered)
 
     def _step(self, name: str, function: str, kind: str = "", rule: str = "", note: str = "") -> Step:
@@ -244,13 +260,14 @@ class Dispatch(TorchFunctionMode):
         linear = any(mark.linear for mark in marks)
         nonnegative = entry.sign == "nonnegative" or (entry.sign == "keeps" and all(mark.nonnegative for mark in marks))
         gate = entry.gate or (entry.sign == "keeps" and all(mark.gate for mark in marks))
+        inverse = entry.moves and all(mark.inverse for mark in marks)
         before = [(tensor.shape, mark.samples) for tensor, mark in zip(inputs, marks, strict=True)]
         known = list(_flat(samples))
 
         def mark(tensor: Tensor) -> Tensor:
             its = known.pop(0) if known else after_computing(tensor.shape, before)
             if self.marks.get(tensor) is None and tensor.is_floating_point():
-                self.marks.put(tensor, Mark(raw, linear, nonnegative, gate, its))
+                self.marks.put(tensor, Mark(raw, linear, nonnegative, gate, its, inverse=inverse))
             return tensor
 
         map_tensors(result, mark)
@@ -274,7 +291,7 @@ class Dispatch(TorchFunctionMode):
         def number(tensor: Tensor) -> Tensor:
             mark = self.marks.get(tensor)
             if mark is None:
-                return torch.zeros_like(tensor, dtype=torch.int32) if tensor.is_floating_point() else tensor
+                return torch.full_like(tensor, -1, dtype=torch.int32) if tensor.is_floating_point() else tensor
             index = spread(tensor.shape, mark.samples, self.batch, tensor.device)
             return tensor if index is None else index
 
@@ -285,6 +302,10 @@ class Dispatch(TorchFunctionMode):
                 return ()
             reduced = number(args[0]).amax(dim, keepdim=bool(given.get("keepdim", False)))
             return [compressed(reduced, self.batch)] * len(list(_flat(result)))
+        if entry.handler == "padding":  # the padding is nobody's, whatever its value
+            given = bound(func, args, kwargs, ("input", "pad", "value") if name == "constant_pad_nd" else ())
+            if given.get("mode", "constant") == "constant":
+                func, args, kwargs = functional.pad, (args[0], given["pad"]), {"value": -1}
         if entry.moves and name not in _CASTS:
             numbers = map_tensors((args, kwargs), number)
             for dense in (False, True):  # a view() may need them in memory one by one

@@ -25,8 +25,11 @@ class Mark:
     bounds       smallest and greatest value, where the preset asks for them (raw tensors only)
     source       the linear call that made it, so that a batch norm can be merged into that call
     normed       of a batch norm that no linear node precedes, and of the ReLU behind it: its input, scale and shift
+    node         the linear node whose output it is, while that may still be kept in less memory (``LinearNode.value``)
+    uses         in how many calls it was an argument
     current      what in-place functions made of it: later calls use this one instead
     writes_seen  how many of the writes to its memory ``current`` has in it
+    inverse      it is one over a value of the input, such as 1 / σ of a norm written in plain code
     """
 
     raw: bool = False
@@ -37,8 +40,11 @@ class Mark:
     bounds: tuple[Tensor, Tensor] | None = None
     source: Any = None
     normed: Any = None
+    node: Any = None
+    uses: int = 0
     current: Tensor | None = None
     writes_seen: int = 0
+    inverse: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pfungst.errors import RelevanceError
 from pfungst.lrp.calls import as_function_of, as_tuple, bound, other_operand
 from pfungst.lrp.even import EvenLinear
 from pfungst.lrp.functions import Entry
-from pfungst.lrp.gradients import Linear, LinearNode, Threshold
+from pfungst.lrp.gradients import Linear, LinearNode, Rectify, Threshold
 from pfungst.lrp.marks import Mark, map_tensors
 from pfungst.lrp.operators import Contraction, Convolution, Dense, Diagonal, LinearOperator
 from pfungst.lrp.plan import Step
@@ -44,7 +44,7 @@ class Normed:
 
 
 class LinearNodes(ProductHandlers):
-    """Runs the model's torch functions with the backward passes of the table; collects marks, steps and ledger."""
+    """Convolutions, products with constants, batch norms."""
 
     def _convolution(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         fields = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -207,8 +207,16 @@ class LinearNodes(ProductHandlers):
         return (y, *rest) if rest else y
 
     def _relu(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
-        normed = self._mark(args[0]).normed
-        result = self._gradient(func, name, entry, args, kwargs)
+        y = args[0]
+        mark = self._mark(y)
+        normed, node = mark.normed, mark.node
+        alone = node is not None and not node.held and mark.uses == 1
+        if alone and self.in_place and y._base is None and not y.is_inference():
+            result = self._finish(Rectify.apply(y), [y], entry, raw=False, samples=[mark.samples])
+        else:
+            result = self._gradient(func, name, entry, args, kwargs)
+        if alone:
+            node.rectify(result)
         if normed is not None:
             self._mark(result).normed = replace(normed, active=result.detach() > 0)
         return result
@@ -225,11 +233,14 @@ class LinearNodes(ProductHandlers):
         normed.step.rule, normed.step.note = "-", f"merged into {step.name}"
         inner = self._enter(normed.x)
         mark = self._mark(inner)
-        merged = op.after(normed.scale, normed.shift, x)
         if normed.active is None:
-            return inner, merged
+            return inner, op.after(normed.scale, normed.shift, x)
+        # Channels that the norm makes constants have no threshold: they are relu(shift).
+        dead = normed.scale.abs() <= torch.finfo(x.dtype).tiny ** 0.5
+        scale, shift = normed.scale.masked_fill(dead, 0), torch.where(dead, normed.shift.relu(), normed.shift)
+        merged = op.after(scale, shift, x)
         shape = [1, -1, *[1] * (x.dim() - 2)]
-        scale, shift = normed.scale.reshape(shape), normed.shift.reshape(shape)
+        scale, shift = scale.reshape(shape), shift.reshape(shape)
         value = Threshold.apply(inner, normed.active, scale, shift, normed.step.name, self._absorber(mark.samples))
         return self.marks.put(value, Mark(False, mark.linear, samples=mark.samples)), merged
 
@@ -263,20 +274,17 @@ class LinearNodes(ProductHandlers):
             return self._even_node(x, mark, op, step, compute)
         is_input = not mark.linear
         rule = self.preset.rule_for(op.kind, is_input, step.name)
-        if rule.carries_relevance and not mark.raw:
-            raise RelevanceError(
-                f"rule {rule.label} at node {step.name!r}: it gives relevance to inputs that are zero, "
-                "which only the input layer can hand on",
-                "use it at position 'input' only, and let the model do no arithmetic but normalisation before it",
-            )
+        rule.check_place(mark.raw, step.name)
         step.rule = rule.label + (" at the input" if is_input else "")
         node = LinearNode(
             step.name, op, rule, mark.raw, mark.nonnegative, mark.bounds, self.absorb, self.scratch, mark.samples
         )
         y: Tensor = Linear.apply(x, compute, node)
         self.marks.put(y, Mark(raw=False, linear=True, samples=after_computing(y.shape, [(x.shape, mark.samples)])))
+        self._mark(y).node = node
         if step.name in self.keep:
             self.outputs.setdefault(step.name, y)
+            node.held = True
         return y
 
     def _even_node(

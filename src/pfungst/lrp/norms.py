@@ -92,11 +92,8 @@ def _window_sum(x: Tensor, size: int, *, transposed: bool = False) -> Tensor:
     return padded.unfold(-1, size, 1).sum(-1).movedim(-1, 1)
 
 
-class Interception(LinearNodes):
-    """Runs the model's torch functions with the backward passes of the table; collects marks, steps and ledger.
-
-    Batch norm is a linear map and lives with the linear nodes.
-    """
+class NormHandlers(LinearNodes):
+    """Batch norm is a linear map and lives with the linear nodes."""
 
     def _norm(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         x = args[0]

@@ -22,9 +22,11 @@ class Scratch:
     """Memory for changed weights, used again by node after node; as large as the largest weight of each slot.
 
     Not to be shared by threads.  A tensor taken from a slot is good until the slot is taken again.
+    ``once``: relevance goes back for the last time, what nodes have kept can go.
     """
 
     def __init__(self) -> None:
+        self.once = False
         self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
     def take(self, slot: str, like: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ defaults; the functions below take parameters: ``epsilon_plus(epsilon=0.01)`` is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from pfungst.errors import SettingError
-from pfungst.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox, ZPlus
+from pfungst.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Recurrent, Rule, ZBox, ZPlus
 
 KINDS = ("convolution", "dense", "batch_norm", "recurrent")
 GATES = ("all", "half", "prop", "abs")
@@ -121,7 +121,16 @@ class Preset:
                     f"the nodes are: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}",
                 )
 
+    def chosen(self, functions: Iterable[tuple[str, str]]) -> Preset:
+        """``auto`` for a model that calls these (function, kind of node); every other preset is its own choice."""
+        if self.rows:
+            return self
+        choice = cp_lrp_gamma() if any(_of_attention(*call) for call in functions) else epsilon_plus()
+        return choice if self.even is None else choice.flat_until(*self.even)
+
     def describe(self) -> str:
+        if not self.rows:
+            return f"{self.name} [{auto.__doc__}]"
         rows = [f"{r.kind or 'any'}/{r.position or 'anywhere'}/{r.name or '*'}: {r.rule.label}" for r in self.rows]
         choices = f"gates={self.gates}, attention={self.attention}, norms={self.norms}"
         choices += f", pre_activation={self.pre_activation}"
@@ -177,7 +186,10 @@ def attnlrp(epsilon: float = 1e-6, gates: str = "half") -> Preset:
 
 
 def attnlrp_gamma(convolution: float = 0.25, dense: float = 0.05, epsilon: float = 1e-6) -> Preset:
-    """As attnlrp with γ for convolutions and dense layers: the setting of its authors for vision transformers."""
+    """As attnlrp with γ for convolutions and dense layers, the values of its authors for vision transformers.
+
+    Theirs leaves the projections inside ``nn.MultiheadAttention`` at ε; here all dense layers get γ.
+    """
     return Preset("attnlrp-gamma", _gammas(convolution, dense, epsilon), "half", "attnlrp")
 
 
@@ -195,7 +207,24 @@ def _gammas(convolution: float, dense: float, epsilon: float) -> tuple[Row, ...]
     return Row(Gamma(convolution), "convolution"), Row(Gamma(dense), "dense"), Row(Epsilon(epsilon))
 
 
+def arras(epsilon: float = 1e-3, bias_factor: float = 0.0, gates: str = "all") -> Preset:
+    """The recipe for LSTMs of Arras et al. 2017: ε everywhere, in the cell's sums too; the signal takes all."""
+    return Preset("arras", (Row(Recurrent(epsilon, bias_factor)),), gates=gates)
+
+
+def auto() -> Preset:
+    """epsilon-plus, or cp-lrp-gamma for models that call attention, layer norms or products of two activations"""
+    return Preset("auto", ())
+
+
+def _of_attention(function: str, kind: str) -> bool:
+    if function in ("matmul", "bmm", "baddbmm", "einsum"):
+        return kind == ""  # a product of two activations; with a constant it is a dense node
+    return function in ("scaled_dot_product_attention", "layer_norm", "native_layer_norm", "rms_norm")
+
+
 PRESETS: dict[str, Callable[..., Preset]] = {
+    "auto": auto,
     "epsilon": epsilon,
     "epsilon-plus": epsilon_plus,
     "epsilon-plus-flat": epsilon_plus_flat,
@@ -206,6 +235,7 @@ PRESETS: dict[str, Callable[..., Preset]] = {
     "attnlrp-gamma": attnlrp_gamma,
     "cp-lrp": cp_lrp,
     "cp-lrp-gamma": cp_lrp_gamma,
+    "arras": arras,
 }
 
 

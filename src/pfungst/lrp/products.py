@@ -98,6 +98,12 @@ class ProductHandlers(EvenHandlers):
                 raise self._unknown(name, "rounds its result; it has no rule")
             self._step(name, name, note="the divisor is a constant")
             return self._finish(func(a, b.detach()), [a], Entry("scale"), raw=False)
+        inverse = self._mark(a).inverse, self._mark(b).inverse
+        if inverse[0] != inverse[1]:
+            self._step(name, name, note="the divisor is a constant")
+            signal = b if inverse[0] else a
+            a, b = (a.detach(), b) if inverse[0] else (a, b.detach())
+            return self._finish(func(a, b), [signal], Entry("scale"), raw=False)
         gates = self._mark(a).gate, self._mark(b).gate
         rule = self.preset.gates if gates[0] != gates[1] else "half"
         self._step(name, name, note="all to the signal" if rule == "all" else f"shared: {rule}")
@@ -147,11 +153,9 @@ class ProductHandlers(EvenHandlers):
                 given[word] = value.detach()
         if given.get("dropout_p", 0.0) > 0:
             raise RelevanceError("attention has dropout, so relevance would be random", "call model.eval() first")
-        constant = self.preset.attention == "constant" and self.marks.get(given["value"]) is not None
-        shares = {"query": 0.0, "key": 0.0, "value": 1.0, "attn_mask": 0.0}
-        if not constant:
-            shares = {"query": 0.25, "key": 0.25, "value": 0.5, "attn_mask": 0.5}
-        step = self._step(name, name, note="attention is constant" if constant else "AttnLRP")
+        shares = self._attention_shares(given)
+        attends = shares["value"] < 1
+        step = self._step(name, name, note="AttnLRP" if attends else "attention is constant")
         inputs = []
         for word, share in shares.items():
             x = given.get(word)
@@ -160,18 +164,38 @@ class ProductHandlers(EvenHandlers):
             if share == 0:
                 given[word] = x.detach()
                 continue
-            entered = self._enter(x)
+            given[word] = entered = self._enter(x)
             inputs.append(entered)
-            if share < 1:
+            if attends:
                 metered = Meter.apply(entered, -1, step.name, self._absorber(self._mark(x).samples))
                 given[word] = Share.apply(metered, share)
         first = inputs[0]
         result, *rest = _as_list(func(**given))
+        mask = given.get("attn_mask")
+        if isinstance(mask, Tensor) and mask.requires_grad:  # the same: another kernel
+            with torch.no_grad():
+                plain, *_ = _as_list(func(**map_tensors(given, Tensor.detach)))
+            result = Replaced.apply(result, plain)
         samples = after_computing(result.shape, [(first.shape, self._mark(first).samples)])
-        if not constant:
+        if attends:
             result = Meter.apply(result, 1, step.name, self._absorber(samples))
         result = self._finish(result, inputs, Entry("attention"), raw=False, samples=[samples])
         return (result, *rest) if rest else result
+
+    def _attention_shares(self, given: dict[str, Any]) -> dict[str, float]:
+        """What each operand gets, as the products in it would share: a constant operand leaves its half to the other.
+
+        The query of attention pooling is learnt, for example; what its keys get is not halved then.
+        """
+        words = ("query", "key", "value", "attn_mask")
+        carried = {w: isinstance(given.get(w), Tensor) and self.marks.get(given[w]) is not None for w in words}
+        attends = carried["query"] or carried["key"] or carried["attn_mask"]
+        if carried["value"]:
+            attends = attends and self.preset.attention != "constant"
+        to_value = 0.0 if not carried["value"] else 0.5 if attends else 1.0
+        to_scores = 1 - to_value
+        each = to_scores / 2 if carried["query"] and carried["key"] else to_scores
+        return {"query": each, "key": each, "value": to_value, "attn_mask": to_scores}
 
 
 def _as_list(result: Any) -> list[Any]:

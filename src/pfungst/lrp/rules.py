@@ -142,6 +142,11 @@ def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(small, 0, numerator / denominator.masked_fill(small, 1))
 
 
+def _stabilised(z: Tensor, epsilon: float) -> Tensor:
+    """z + ε sign(z), where sign(0) = +1 (np.sign would leave a division by zero)."""
+    return torch.where(z >= 0, z + epsilon, z - epsilon) if epsilon else z
+
+
 def _divide_by_sum(relevance: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
     """relevance / z for sums z >= 0, written over ``relevance`` and ``z``; 0 where z is 0, or negative by rounding.
 
@@ -171,6 +176,15 @@ class Rule:
         """Share out relevance.  ``c`` (shape of the output) is R / z."""
         raise NotImplementedError
 
+    def check_place(self, raw: bool, node: str) -> None:
+        """Refuse a rule that returns R where the node's input does not carry R (``marks.Mark.raw``)."""
+        if self.carries_relevance and not raw:
+            raise RelevanceError(
+                f"rule {self.label} at node {node!r}: it gives relevance to inputs that are zero, "
+                "which only the input layer can hand on",
+                "use it at position 'input' only, and let the model do no arithmetic but normalisation before it",
+            )
+
 
 @dataclass(frozen=True)
 class Epsilon(Rule):
@@ -187,6 +201,10 @@ class Epsilon(Rule):
         if not self.epsilon >= 0:
             raise SettingError(f"epsilon is {self.epsilon}, it must be >= 0", "give 1e-6, or 0.01 as in the talk")
 
+    def ratio(self, relevance: Tensor, z: Tensor) -> Tensor:
+        """R / (z + ε sign z), 0 where that is 0 / 0."""
+        return _divide(relevance, _stabilised(z, self.epsilon))
+
     def share(self, call: LinearCall, c: Tensor) -> Shared:
         if not self.epsilon:
             return Shared(call.backward(c), call.taken_by_bias(c))
@@ -196,6 +214,42 @@ class Epsilon(Rule):
         stabilised = row_sums(torch.sign(call.y, out=whole).mul_(s)).mul_(self.epsilon)
         absorbed = _sum(stabilised, call.taken_by_bias(s))
         return Shared(call.backward(s, spent=True), absorbed)
+
+
+@dataclass(frozen=True)
+class Recurrent(Epsilon):
+    """As epsilon, for LSTM, GRU and RNN: their accumulations are stabilised too, and the bias may be shared out.
+
+    R_i = Σ_k (x_i w_ik + δ (b_k + ε sign z_k) / N) / (z_k + ε sign z_k) · R_k, with N inputs i in reach of k.
+    In the sums f·c + i·g of a cell all 2d summands of its d units count as in reach.
+
+    Source: Arras et al. 2017, equation 1 (whose δ is 0 in all experiments but the test of conservation).
+    """
+
+    epsilon: float = 1e-3
+    bias_factor: float = 0.0  # δ, 0 to 1: share of bias and stabiliser that the inputs get, evenly, zeros too
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.bias_factor <= 1:
+            raise SettingError(f"bias_factor is {self.bias_factor}, it must lie between 0 and 1", "give 0 (or 1)")
+
+    def bias_share(self, z: Tensor, bias: Tensor | None) -> Tensor:
+        """δ (b + ε sign z)."""
+        stabiliser = torch.full_like(z, self.epsilon).copysign(torch.where(z >= 0, 1, -1))
+        return self.bias_factor * (stabiliser if bias is None else bias + stabiliser)
+
+    def share(self, call: LinearCall, c: Tensor) -> Shared:
+        shared = super().share(call, c)
+        if not self.bias_factor:
+            return shared
+        s = self.ratio(c * call.y, call.y)
+        ones = torch.ones_like(call.op.weight)
+        spread = _divide(s * self.bias_share(call.y, call.op.bias), call.op.forward(torch.ones_like(call.x[:1]), ones))
+        # What falls on an input of zero cannot be carried as R / x.
+        carried = (call.x.abs() > torch.finfo(call.x.dtype).tiny).to(call.x.dtype)
+        extra = _divide(call.op.transpose(spread, ones, call.x), call.x)
+        return Shared(shared.input + extra, _sum(shared.absorbed, -row_sums(spread * call.op.forward(carried, ones))))
 
 
 @dataclass(frozen=True)

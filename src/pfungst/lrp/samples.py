@@ -73,9 +73,20 @@ def after_moving(func: Callable[..., Any], args: Any, kwargs: Any, result: Any, 
     def known(index: Any, value: Any) -> Any:
         if isinstance(index, list | tuple):
             return [known(i, v) for i, v in zip(index, value, strict=True)]
-        return compressed(index, batch) if isinstance(index, Tensor) and index.dtype == torch.int32 else None
+        return compressed(filled(index), batch) if isinstance(index, Tensor) and index.dtype == torch.int32 else None
 
     return known(moved, result)
+
+
+def filled(index: Tensor) -> Tensor:
+    """Constants among the values, such as tokens that a model adds, have the number -1: they go with their row."""
+    if not bool((index < 0).any()):
+        return index
+    for axis in range(index.dim()):
+        top = index.amax(axis, keepdim=True)
+        if bool(((index == top) | (index < 0)).all()):
+            index = top.expand(index.shape)
+    return index.clamp(min=0)
 
 
 def after_computing(shape: Sequence[int], before: Sequence[tuple[Sequence[int], Samples]]) -> Samples:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pfungst.errors import RelevanceError, SettingError
 from pfungst.lrp.inputs import Inputs
-from pfungst.lrp.norms import Interception
 from pfungst.lrp.places import Condition, Place, mask_for, order
+from pfungst.lrp.recurrent import Interception
 from pfungst.lrp.results import Relevance
 from pfungst.lrp.targets import Functional, Region, Start, Target, begin
 
@@ -109,6 +109,7 @@ class Trace:
             self._run.ledger = {}
             place = self._place(layer)
             leaves = self._inputs.sources
+            self._run.scratch.once = False
             found = torch.autograd.grad(
                 place.tensors[-1], list(leaves.values()), seed, retain_graph=True, allow_unused=True
             )
@@ -142,6 +143,7 @@ class Trace:
         """Send relevance back; what arrives at ``places`` joins ``found``, the gradients at ``ends`` are returned."""
         wanted = [tensor for place in places for tensor in place.tensors]
         gradients: list[Tensor | None] = [None] * (len(ends) + len(wanted))
+        self._run.scratch.once = last
         if gradients and flow.tensors:
             gradients = list(
                 torch.autograd.grad(
