@@ -109,6 +109,12 @@ class Rectify(torch.autograd.Function):
         return c * (value > 0)
 
 
+def nearly_zero(dtype: torch.dtype) -> float:
+    """Below it f(x) / x has no digits left, and f'(0) is taken: 1e-30 in float32, 6e-5 in float16."""
+    limits = torch.finfo(dtype)
+    return limits.tiny * 1e8 if limits.tiny * 1e8 < limits.eps else limits.tiny
+
+
 class Elementwise(torch.autograd.Function):
     """y = f(x), entry by entry: c_x = c_y f(x) / x, and f'(0) where x is 0."""
 
@@ -123,7 +129,7 @@ class Elementwise(torch.autograd.Function):
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
         ratio = y / x
-        limit = torch.finfo(x.dtype).tiny * 1e8
+        limit = nearly_zero(x.dtype)
         if bool(x.abs().amin() > limit):
             ctx.absorb(ctx.name, None)  # all of c y goes to x
             return ratio.mul_(c), None, None, None
@@ -153,7 +159,7 @@ class Threshold(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
         x, value = ctx.saved_tensors
-        small = x.abs() <= torch.finfo(x.dtype).tiny * 1e8
+        small = x.abs() <= nearly_zero(x.dtype)
         relevance = c * value
         c_x = torch.where(small, torch.where(value == x, c, 0), relevance / x.masked_fill(small, 1))
         ctx.absorb(ctx.name, relevance - c_x * x)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from pfungst.errors import RelevanceError
 from pfungst.lrp.calls import bound
 from pfungst.lrp.functions import Entry
-from pfungst.lrp.gradients import Absorb
+from pfungst.lrp.gradients import Absorb, nearly_zero
 from pfungst.lrp.nodes import LinearNodes
 
 
@@ -40,7 +40,7 @@ class Norm(torch.autograd.Function):
         x, y, *weight = ctx.saved_tensors
         relevance = c * y
         if ctx.identity:
-            small = x.abs() <= torch.finfo(x.dtype).tiny * 1e8
+            small = x.abs() <= nearly_zero(x.dtype)
             c_x = torch.where(small, 0, relevance / x.masked_fill(small, 1))
         else:
             c_x = c * weight[0] if weight else c
