@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pfungst.errors import RelevanceError, SettingError
 from pfungst.lrp import LRP, Preset, Row
 from pfungst.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Pass, Rule, WSquare, ZBox, ZPlus
+from pfungst.lrp.unbiased import WithoutBias
 
 LAYERS: dict[str, tuple[Callable[[bool], nn.Module], tuple[int, ...]]] = {
     "dense": (lambda b: nn.Linear(6, 5, bias=b), (6,)),
@@ -266,3 +267,27 @@ def test_parameters_out_of_range(make: Callable[[], Rule]) -> None:
     with pytest.raises(SettingError):
         make()
     AlphaBeta(2.2, 1.2)  # rounding of α - β is no mistake
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("layer", ["dense", "conv2d padded", "transposed 2d, grouped"])
+def test_rules_without_bias(layer: str, before: str) -> None:
+    make, shape = LAYERS[layer]
+    node = randomise(make(True))
+    J, b = oracles.matrix(node, shape)
+    none = torch.zeros_like(b)
+    for (rule, _), (_, oracle) in zip(signed_rules(J, b), signed_rules(J, none), strict=True):
+        check(node, shape, WithoutBias(rule), oracle, inputs(shape, False), BEFORE[before])
+
+
+def test_without_bias_and_merged_norms() -> None:
+    make, shape = MERGED["conv2d + norm"]
+    node = randomise(make())
+    J, b = oracles.matrix(node, shape)
+    check(node, shape, WithoutBias(ZPlus()), lambda x, R: oracles.z_plus(x, J, 0 * b, R), inputs(shape, False))
+    assert WithoutBias(ZPlus()).label == "ZPlus() without bias"
+    with pytest.raises(SettingError, match="WithoutBias"):
+        WithoutBias(Flat())
+    bias_only = nn.Linear(3, 2).double()
+    result = LRP(bias_only, Preset("bias", (Row(WithoutBias(Epsilon(0.1))),)))(torch.zeros(1, 3).double(), 0)
+    assert torch.equal(result.absorbed, result.explained)  # nothing to share

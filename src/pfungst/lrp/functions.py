@@ -116,11 +116,15 @@ TABLE: dict[str, Entry] = {
     **_rows("grid_sample grid_sampler affine_grid", "first"),
     # Linear too, but bicubic weights can be negative.
     **_rows("interpolate upsample", "gradient"),
-    # Winner takes all: the gradient routes c to the greatest entry.
+    # Winner takes all: the gradient routes c to the greatest entry.  For pooling the preset may say otherwise.
     **_rows(
         "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
-        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices fractional_max_pool2d amax amin "
-        "median kthvalue max_unpool2d cummax",
+        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices",
+        "max_pool",
+        "keeps",
+    ),
+    **_rows(
+        "fractional_max_pool2d amax amin median kthvalue max_unpool2d cummax",
         "gradient",
         "keeps",
     ),

@@ -16,6 +16,7 @@ from pfungst.lrp.functions import Entry
 from pfungst.lrp.gradients import Constant, Elementwise, Meter, Preprocessing, Share
 from pfungst.lrp.interception import Dispatch
 from pfungst.lrp.marks import map_tensors
+from pfungst.lrp.pools import Proportional, average_of
 from pfungst.lrp.samples import after_computing
 
 # Functions whose result is one over their argument, or a constant over it.
@@ -166,6 +167,17 @@ class ValueHandlers(Dispatch):
         if name == "deepcopy":
             return self._gradient(torch.clone, "clone", entry, args[:1], {})
         return self._gradient(torch.channel_shuffle, "channel_shuffle", entry, args, kwargs)
+
+    def _max_pool(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
+        if self.preset.max_pool == "winner":
+            return self._gradient(func, name, entry, args, kwargs)
+        x = self._enter(args[0])
+        with torch.no_grad():
+            result = func(*args, **kwargs)
+        value, *rest = [result] if isinstance(result, Tensor) else result
+        self._step(name, name, note="max_pool: proportional")
+        y = self._finish(Proportional.apply(x, value, average_of(func, name, args, kwargs)), [x], entry, raw=False)
+        return (y, *rest) if rest else y
 
     def _variance(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         # Homogeneous of degree 2: by Euler's theorem the gradient would carry twice the relevance.

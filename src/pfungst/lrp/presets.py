@@ -18,6 +18,7 @@ GATES = ("all", "half", "prop", "abs")
 ATTENTION = ("attnlrp", "constant")
 NORMS = ("detached", "identity")
 PRE_ACTIVATION = ("threshold", "diagonal")
+MAX_POOL = ("winner", "proportional")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Preset:
     pre_activation  batch norm, ReLU, linear node in this order, as in DenseNet: ``threshold`` merges the norm into the
                node behind a ReLU with thresholds, which is the same function; ``diagonal`` leaves it a node of its own
     even       set by ``flat_until``: the layer down from which relevance is shared evenly, and the rule
+    max_pool   ``winner``: the first of the greatest values of a window takes all (Bach et al. 2015); ``proportional``:
+               all of the window, in proportion to their values (Montavon et al. 2018)
     """
 
     name: str
@@ -74,6 +77,7 @@ class Preset:
     attention: str = "attnlrp"
     norms: str = "detached"
     pre_activation: str = "threshold"
+    max_pool: str = "winner"
     even: tuple[str, Rule] | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +86,7 @@ class Preset:
             (self.attention, ATTENTION),
             (self.norms, NORMS),
             (self.pre_activation, PRE_ACTIVATION),
+            (self.max_pool, MAX_POOL),
         )
         for word, known in choices:
             if word not in known:
@@ -133,7 +138,7 @@ class Preset:
             return f"{self.name} [{auto.__doc__}]"
         rows = [f"{r.kind or 'any'}/{r.position or 'anywhere'}/{r.name or '*'}: {r.rule.label}" for r in self.rows]
         choices = f"gates={self.gates}, attention={self.attention}, norms={self.norms}"
-        choices += f", pre_activation={self.pre_activation}"
+        choices += f", pre_activation={self.pre_activation}, max_pool={self.max_pool}"
         if self.even is not None:
             choices += f"; {self.even[1].label} until {self.even[0]}"
         return f"{self.name} [{'; '.join(rows)}; {choices}]"
