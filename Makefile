@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pfungst demo --out pfungst-demo
 
 test: $(VENV)/.compared lint
 	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.compared lint
+	$(BIN)/python -m pytest -m ""
 
 lint: $(VENV)/.compared
 	$(BIN)/ruff check .

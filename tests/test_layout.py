@@ -38,9 +38,9 @@ cli
 
 # The same inside folders, from what knows least to what knows most.
 INSIDE = {
-    "lrp": "operators targets plan functions calls marks | samples rules | unbiased | gradients presets pools | cells"
-    " | interception | handlers | even | products | nodes | norms | recurrent | results modules places | inputs streams"
-    " | traces | engine | concepts adapters tokens",
+    "lrp": "operators targets | modules | tokens | plan functions calls marks | samples rules | unbiased | gradients"
+    " presets pools | cells | interception | handlers | even | products | nodes | norms | recurrent | results places"
+    " | inputs streams | traces | engine | concepts adapters",
     "domains": "decoding labels preprocessing | manifests | image",
 }
 

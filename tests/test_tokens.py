@@ -28,7 +28,7 @@ def planted(size: float) -> nn.Module:
 def test_a_planted_token_is_flagged() -> None:
     model, x = planted(80.0), images()
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    found = outlier_tokens(model, x, LAYER, preset="cp-lrp", target=[1, 2])
+    found = outlier_tokens(LRP(model, "cp-lrp"), x, LAYER, target=[1, 2])
     expected = torch.zeros(2, 16, dtype=torch.bool)
     expected[:, PLANTED] = True
     assert torch.equal(found.outliers, expected)
@@ -42,8 +42,15 @@ def test_a_planted_token_is_flagged() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_the_plan_says_so() -> None:
+    assert "tokens entering 'encoder.ln': 6.2% of the tokens have outlier norms" in str(
+        LRP(planted(80.0)).plan(images())
+    )
+    assert "outlier" not in str(LRP(planted(0.0)).plan(images()))
+
+
 def test_nothing_is_flagged_without_it() -> None:
-    found = outlier_tokens(planted(0.0), images(), LAYER)
+    found = outlier_tokens(LRP(planted(0.0)), images(), LAYER)
     assert not found.outliers.any()
     assert found.relevance_share == 0
     assert str(found) == "0.0% of the tokens have outlier norms"
@@ -53,8 +60,8 @@ def test_the_class_token_is_no_patch() -> None:
     """Its norm is another one; with ``special=0`` it counts."""
     model = planted(0.0)
     model.class_token.data *= 80
-    assert not outlier_tokens(model, images(), LAYER).outliers.any()
-    found = outlier_tokens(model, images(), LAYER, special=0)
+    assert not outlier_tokens(LRP(model), images(), LAYER).outliers.any()
+    found = outlier_tokens(LRP(model), images(), LAYER, special=0)
     assert found.outliers[:, 0].all()
     assert found.outliers.sum() == 2
 
@@ -87,9 +94,9 @@ def test_few_are_flagged_among_ordinary_norms() -> None:
 
 def test_errors_say_what_to_do() -> None:
     with pytest.raises(SettingError, match=r"\(n, tokens, width\)"):
-        outlier_tokens(planted(0.0), images(), "conv_proj")
+        outlier_tokens(LRP(planted(0.0)), images(), "conv_proj")
     with pytest.raises(SettingError, match="no module"):
-        outlier_tokens(planted(0.0), images(), "nowhere")
+        outlier_tokens(LRP(planted(0.0)), images(), "nowhere")
     with pytest.raises(SettingError, match="one norm a token"):
         flag_tokens(torch.ones(3))
     with pytest.raises(SettingError, match="summed over its channels"):

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from pfungst.lrp import Logit as Logit
     from pfungst.lrp import LogOdds as LogOdds
     from pfungst.lrp import Margin as Margin
+    from pfungst.lrp import OutlierTokens as OutlierTokens
     from pfungst.lrp import Preset as Preset
     from pfungst.lrp import Reference as Reference
     from pfungst.lrp import Region as Region
     from pfungst.lrp import Relevance as Relevance
+    from pfungst.lrp import Row as Row
     from pfungst.lrp import Several as Several
     from pfungst.lrp import Similarity as Similarity
     from pfungst.lrp import Unit as Unit
     from pfungst.lrp import Weights as Weights
+    from pfungst.lrp import outlier_tokens as outlier_tokens
     from pfungst.lrp import preset as preset
     from pfungst.lrp import quantus_explain as quantus_explain
     from pfungst.lrp import relevance_maximisation as relevance_maximisation
@@ -34,7 +37,19 @@ if TYPE_CHECKING:
     from pfungst.pipeline import audit as audit
 
 _LRP = (
-    *("LRP", "Relevance", "Preset", "preset", "Channels", "Reference", "relevance_maximisation", "quantus_explain"),
+    *(
+        "LRP",
+        "Relevance",
+        "Preset",
+        "preset",
+        "Row",
+        "OutlierTokens",
+        "outlier_tokens",
+        "Channels",
+        "Reference",
+        "relevance_maximisation",
+        "quantus_explain",
+    ),
     *("Logit", "LogOdds", "Margin", "Contrast", "Weights", "Similarity", "Unit", "Region", "Several"),
 )
 _HOMES = {

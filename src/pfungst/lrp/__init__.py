@@ -8,6 +8,7 @@ from pfungst.lrp.plan import Plan
 from pfungst.lrp.presets import PRESETS, Preset, Row, preset
 from pfungst.lrp.results import Relevance
 from pfungst.lrp.targets import Contrast, Logit, LogOdds, Margin, Region, Several, Similarity, Unit, Weights
+from pfungst.lrp.tokens import OutlierTokens, outlier_tokens
 from pfungst.lrp.traces import Trace
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LogOdds",
     "Logit",
     "Margin",
+    "OutlierTokens",
     "Plan",
     "Preset",
     "Reference",
@@ -29,6 +31,7 @@ __all__ = [
     "Trace",
     "Unit",
     "Weights",
+    "outlier_tokens",
     "preset",
     "quantus_explain",
     "relevance_maximisation",

@@ -28,6 +28,7 @@ from pfungst.lrp.recurrent import Interception
 from pfungst.lrp.results import Relevance
 from pfungst.lrp.streams import Split, batches, device_of
 from pfungst.lrp.targets import Choice, Several, Target, Unit, check_output, choose_output
+from pfungst.lrp.tokens import flag_tokens
 from pfungst.lrp.traces import Trace, normal_tensors
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -298,7 +299,11 @@ class LRP:
             other = trace.relevance(second, last=True)
             one, two = [torch.cat([t.flatten(1).double() for t in _tensors(r.scores)], 1) for r in (first, other)]
             cosine = float(nn.functional.cosine_similarity(one, two).mean())
-        return Plan(self.preset.name, trace.steps, absorbed, cosine)
+        tokens = trace.tokens
+        flagged = None
+        if tokens is not None and tokens[1].shape[1] > 1:
+            flagged = tokens[0], flag_tokens(tokens[1][:, 1:])  # the first may be a class token
+        return Plan(self.preset.name, trace.steps, absorbed, cosine, flagged)
 
     def _bounds(self, x: Tensor, name: str) -> tuple[Tensor, Tensor] | None:
         if not self.preset.needs_bounds or self.bounds is None:

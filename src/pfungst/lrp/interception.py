@@ -65,6 +65,7 @@ class Dispatch(TorchFunctionMode):
         self.ledger: dict[str, Tensor] = {}
         self.scratch = Scratch()
         self.device = torch.device("cpu")
+        self.tokens: tuple[str, Tensor] | None = None  # norms of what entered the last layer norm, for the plan
         self.in_place = False  # the call that is handled would change its argument
         self._counts: dict[str, int] = {}
 

@@ -106,6 +106,8 @@ class NormHandlers(LinearNodes):
             weight = weight.detach()  # scale and shift made from the input, as in adaptive norms, are gates
         parameter = weight if weight is not None else x
         step = self._step(self.names.get(id(parameter), name), name, note=f"norm: {self.preset.norms}")
+        if self.locate and x.dim() == 3 and ("layer" in name or "rms" in name):
+            self.tokens = step.name, torch.linalg.vector_norm(x.detach().double(), dim=2)
         entered = self._enter(x)
         identity = self.preset.norms == "identity"
         absorb = self._absorber(self._mark(x).samples)

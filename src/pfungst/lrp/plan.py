@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pfungst.lrp.tokens import OutlierTokens
+
 
 @dataclass
 class Step:
@@ -31,12 +33,14 @@ class Plan:
     samples of absorbed / f); ``total`` is their sum, so that Σ relevance = (1 - total) f.
     ``class_cosine``: cosine between the maps of the two greatest outputs, mean over samples; near 1 the preset
     hardly tells classes apart on this model.
+    ``tokens``: of a transformer, the tokens that enter its last layer norm (without the first), with the outliers.
     """
 
     preset: str
     steps: tuple[Step, ...]
     absorbed: dict[str, float] = field(default_factory=dict)
     class_cosine: float | None = None
+    tokens: tuple[str, OutlierTokens] | None = None
 
     @property
     def total(self) -> float:
@@ -59,4 +63,7 @@ class Plan:
         if self.class_cosine is not None:
             warning = "  (high: these maps hardly depend on the class)" if self.class_cosine > 0.9 else ""
             lines.append(f"cosine of the maps of the two greatest classes: {self.class_cosine:.2f}{warning}")
+        if self.tokens is not None and self.tokens[1].share:
+            name, found = self.tokens
+            lines.append(f"tokens entering {name!r}: {found} (maps point at such patches whatever is on them)")
         return "\n".join(lines)

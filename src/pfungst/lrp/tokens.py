@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pfungst.errors import SettingError
-from pfungst.lrp.engine import LRP
 from pfungst.lrp.modules import first_tensor, visiting
-from pfungst.lrp.presets import Preset
 from pfungst.lrp.targets import Target
 
 _GAUSS = 1.4826  # a Gaussian's deviation in units of its median absolute deviation
@@ -84,26 +82,24 @@ def flag_tokens(
 
 
 def outlier_tokens(
-    model: nn.Module,
+    lrp: Any,
     x: Tensor,
     layer: str,
     *,
-    preset: str | Preset = "cp-lrp-gamma",
     target: Target = None,
     special: int = 1,
-    settings: dict[str, Any] | None = None,
     **limits: float,
 ) -> OutlierTokens:
-    """Run the model on pictures and flag the outlier tokens at the output of a layer, and their relevance there.
+    """Run a model on pictures and flag the outlier tokens at the output of a layer, and their relevance there.
 
+    lrp       ``LRP(model)``
     layer     path of a module that returns tokens (n, tokens, width): a late block, where outliers are if there are any
     special   how many tokens at the front are no patches: 1 for a class token, more with registers, 0 for none
-    settings  of ``LRP`` (``bounds``, ``output``, ...)
     limits    ``deviations`` and ``ratio`` of ``flag_tokens``
 
     Source: Darcet et al. 2024, who cut by hand where the histogram of norms has its gap.
     """
-    result = LRP(model, preset, **(settings or {}))(x, target, layers=[layer])
+    model, result = lrp.model, lrp(x, target, layers=[layer])
     found: list[Tensor] = []
     keep: Callable[[str, Any], None] = lambda _, output: found.append(first_tensor(output))  # type: ignore  # noqa: E731
     with torch.no_grad(), visiting(model, [layer], keep):

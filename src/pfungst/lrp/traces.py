@@ -65,6 +65,11 @@ class Trace:
     def steps(self) -> tuple[Any, ...]:
         return tuple(self._run.steps)
 
+    @property
+    def tokens(self) -> tuple[str, Tensor] | None:
+        """Of a transformer traced for a plan: its last layer norm, and the norms of the tokens that entered it."""
+        return self._run.tokens
+
     def relevance(
         self,
         target: Target = None,
