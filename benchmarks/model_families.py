@@ -35,6 +35,9 @@ SHAPES = {
 }  # fmt: skip
 
 
+# Models that compute in float32 on the way, whatever the type of their input: the ledger of float64 closes to that.
+SINGLE_INSIDE = {"timm:efficientvit_b0": "its linear attention"}
+
 OUT = Path(__file__).parent / "results" / "model_families.csv"
 
 # The smallest model of each of timm 1.0.31's modules, by parameters.
@@ -76,7 +79,8 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        return not self.problem and self.change == 0 and self.gap <= {"float32": 1e-4, "float64": 1e-9}[self.dtype]
+        double = 1e-7 if self.model in SINGLE_INSIDE else 1e-9
+        return not self.problem and self.change == 0 and self.gap <= {"float32": 1e-4, "float64": double}[self.dtype]
 
 
 class Scores(nn.Module):
