@@ -24,34 +24,35 @@ class Norm(torch.autograd.Function):
 
     x, y    any shape
     rows    shape in which the last axis is what one mean and deviation are taken over
-    weight  broadcasts against x, or None
+    weight  broadcasts against x, or None; bias the same
     centred whether the mean is subtracted
+
+    With σ for a constant all but the bias is linear in x, so what the node absorbs is c · bias.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor | None, rows: tuple[int, ...], eps: float,
-                centred: bool, identity: bool, name: str, absorb: Absorb) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, rows: tuple[int, ...],
+                eps: float, centred: bool, identity: bool, name: str, absorb: Absorb) -> Tensor:  # fmt: skip
         ctx.rows, ctx.eps, ctx.centred, ctx.identity, ctx.name, ctx.absorb = rows, eps, centred, identity, name, absorb
-        ctx.save_for_backward(x, y, *(() if weight is None else (weight,)))
+        ctx.save_for_backward(x, y if identity else None, weight, bias)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, *weight = ctx.saved_tensors
-        relevance = c * y
+        x, y, weight, bias = ctx.saved_tensors
         if ctx.identity:
+            relevance = c * y
             small = x.abs() <= nearly_zero(x.dtype)
             c_x = torch.where(small, 0, relevance / x.masked_fill(small, 1))
-        else:
-            c_x = c * weight[0] if weight else c
-            rows = x.reshape(ctx.rows)
-            square = rows.var(-1, keepdim=True, correction=0) if ctx.centred else rows.square().mean(-1, keepdim=True)
-            c_rows = c_x.reshape(ctx.rows) * (square + ctx.eps).rsqrt()
-            if ctx.centred:
-                c_rows = c_rows - c_rows.mean(-1, keepdim=True)
-            c_x = c_rows.reshape(x.shape)
-        ctx.absorb(ctx.name, relevance - c_x * x)
-        return c_x, *[None] * 8
+            ctx.absorb(ctx.name, relevance - c_x * x)
+            return c_x, *[None] * 9
+        ctx.absorb(ctx.name, None if bias is None else c * bias)
+        rows = x.reshape(ctx.rows)
+        square = rows.var(-1, keepdim=True, correction=0) if ctx.centred else rows.square().mean(-1, keepdim=True)
+        c_rows = (c if weight is None else c * weight).reshape(ctx.rows) * (square + ctx.eps).rsqrt()
+        if ctx.centred:
+            c_rows = c_rows.sub_(c_rows.mean(-1, keepdim=True))
+        return c_rows.reshape(x.shape), *[None] * 9
 
 
 class LocalResponse(torch.autograd.Function):
@@ -101,9 +102,7 @@ class NormHandlers(LinearNodes):
             return self._as_batch_norm(func, args, kwargs)
         with torch.no_grad():
             value, *rest = _as_list(func(*args, **kwargs))
-        weight, rows, eps, centred = self._extent(func, name, args, kwargs)
-        if weight is not None and self.marks.get(weight) is not None:
-            weight = weight.detach()  # scale and shift made from the input, as in adaptive norms, are gates
+        weight, bias, rows, eps, centred = self._extent(func, name, args, kwargs)
         parameter = weight if weight is not None else x
         step = self._step(self.names.get(id(parameter), name), name, note=f"norm: {self.preset.norms}")
         if self.locate and x.dim() == 3 and ("layer" in name or "rms" in name):
@@ -111,14 +110,16 @@ class NormHandlers(LinearNodes):
         entered = self._enter(x)
         identity = self.preset.norms == "identity"
         absorb = self._absorber(self._mark(x).samples)
-        y = Norm.apply(entered, value, weight, rows, eps, centred, identity, step.name, absorb)
+        # Scale and shift made from the input, as in adaptive norms, are gates.
+        scale, shift = (None if part is None else part.detach() for part in (weight, bias))
+        y = Norm.apply(entered, value, scale, shift, rows, eps, centred, identity, step.name, absorb)
         y = self._finish(y, [entered], Entry("norm"), raw=False)
         return (y, *rest) if rest else y
 
     def _extent(
         self, func: Any, name: str, args: Any, kwargs: Any
-    ) -> tuple[Tensor | None, tuple[int, ...], float, bool]:
-        """Weight (broadcasts against x), shape of rows, epsilon, and whether the mean is subtracted."""
+    ) -> tuple[Tensor | None, Tensor | None, tuple[int, ...], float, bool]:
+        """Weight and bias (broadcast against x), shape of rows, epsilon, and whether the mean is subtracted."""
         x = args[0]
         if "layer" in name or "rms" in name:
             fields = ("input", "normalized_shape", "weight", *(("bias",) if "layer" in name else ()), "eps")
@@ -127,19 +128,20 @@ class NormHandlers(LinearNodes):
             rows = (*x.shape[: x.dim() - axes], -1)
             eps = given.get("eps")
             default = torch.finfo(x.dtype).eps if "rms" in name else 1e-5
-            return given.get("weight"), rows, default if eps is None else eps, "rms" not in name
+            bias = given.get("bias") if "layer" in name else None
+            return given.get("weight"), bias, rows, default if eps is None else eps, "rms" not in name
         if name == "native_group_norm":
             given = bound(func, args, kwargs, ("input", "weight", "bias", "N", "C", "HxW", "group", "eps"))
-            groups, weight = given["group"], given.get("weight")
+            groups = given["group"]
         elif name == "group_norm":
             given = bound(func, args, kwargs, ("input", "num_groups", "weight", "bias", "eps"))
-            groups, weight = given["num_groups"], given.get("weight")
+            groups = given["num_groups"]
         else:
             given = bound(func, args, kwargs, _instance_fields(func))
-            groups, weight = x.shape[1], given.get("weight")
-        if weight is not None:
-            weight = weight.reshape(1, -1, *[1] * (x.dim() - 2))
-        return weight, (x.shape[0], groups, -1), given.get("eps", 1e-5), True
+            groups = x.shape[1]
+        parts = (given.get("weight"), given.get("bias"))
+        weight, bias = (None if t is None else t.reshape(1, -1, *[1] * (x.dim() - 2)) for t in parts)
+        return weight, bias, (x.shape[0], groups, -1), given.get("eps", 1e-5), True
 
     def _own_statistics(self, func: Any, args: Any, kwargs: Any) -> bool:
         given = bound(func, args, kwargs, _instance_fields(func))
