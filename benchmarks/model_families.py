@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engine import import_torchvision  # the script beside this one
 from torch import Tensor, nn
 
 from pfungst.lrp import LRP
@@ -213,15 +214,6 @@ def main() -> Iterator[Row]:
                 gc.collect()
 
 
-def declare_operators() -> None:
-    """torchvision built for another torch lacks two operators that its import asks for; they are never called."""
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        globals()["_library"] = library  # the operators live as long as the object
-
-
 def write(rows: list[Row], path: Path) -> None:
     """The table; rows of other models that it holds already stay."""
     old: list[dict[str, Any]] = []
@@ -238,7 +230,7 @@ def write(rows: list[Row], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    declare_operators()
+    import_torchvision()
     rows = []
     for row in main():
         rows.append(row)

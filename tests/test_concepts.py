@@ -11,7 +11,7 @@ from test_engine import drawn
 from torch import Tensor, nn
 
 from pfungst.errors import SettingError
-from pfungst.lrp import LRP, relevance_maximisation
+from pfungst.lrp import LRP, Channels, relevance_maximisation
 from pfungst.lrp.concepts import bounding_box, receptive_fields
 from pfungst.lrp.even import Reach
 
@@ -133,3 +133,28 @@ def test_receptive_fields_are_those_of_a_perturbation(dead: bool) -> None:
             assert bool(expected[box].any(0).all())
             assert int(expected[box].sum()) == int(expected.sum())
     assert Reach().label == "Reach()"
+
+
+class Sideways(nn.Module):
+    """A model whose layer ``mid`` has the samples on its second axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mid, self.head = nn.Linear(5, 4), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.mid(self.first(x).relu().transpose(0, 1))
+        return self.head(h.relu().mean(0))
+
+
+@pytest.mark.parametrize("exclude_parallel", [True, False])
+def test_conditions_where_samples_lie_on_another_axis(exclude_parallel: bool) -> None:
+    """What a condition holds back is booked to the sample that it comes from."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5).double()
+    lrp = LRP(Sideways().double().eval(), "epsilon")
+    condition = {"mid": Channels([0, 2], axis=-1)}
+    for one in (lrp(x, 1, conditions=condition, exclude_parallel=exclude_parallel), lrp(x, 1)):
+        total = one.scores.flatten(1).sum(1) + one.absorbed
+        torch.testing.assert_close(total, one.explained, rtol=1e-12, atol=1e-14)
+    assert float(one.explained.abs().min()) > 0.01

@@ -20,7 +20,6 @@ from torch import nn
 from pfungst.domains.image import ImageData, read_images
 from pfungst.errors import SettingError
 from pfungst.interventions import Verdict, correct, examine
-from pfungst.lrp import preset
 from pfungst.maps import READ, Progress, Subject, limit_data, map_relevance, prepare
 from pfungst.models import LoadedModel, load_model
 from pfungst.reports import write_report
@@ -99,7 +98,7 @@ def identity(subject: Subject, progress: Progress) -> dict[str, Any]:
     data = subject.data
     return {
         "settings": subject.settings.record(),
-        "preset": preset(subject.settings.preset).describe(),
+        "preset": subject.lrp.preset.describe(),  # the one that ``auto`` chose, too
         "model": {
             "name": subject.model.name,
             "digest": subject.model.digest,

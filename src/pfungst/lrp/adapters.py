@@ -17,7 +17,7 @@ def quantus_explain(
     inputs: Any,
     targets: Any,
     *,
-    preset: str | Preset = "epsilon-plus",
+    preset: str | Preset = "auto",
     bounds: Any = None,
     device: Any = None,
     **settings: Any,

@@ -36,6 +36,17 @@ def as_function_of(x: Tensor, func: Callable[..., Any], args: Any, kwargs: Any) 
     return compute
 
 
+def as_list(result: Any) -> list[Any]:
+    """What a function returns, one tensor or several, as a list."""
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def padding_of(func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments of ``F.pad`` and ``aten.constant_pad_nd``, which are built in, by name."""
+    fields = ("input", "pad", "value") if name == "constant_pad_nd" else ("input", "pad", "mode", "value")
+    return bound(func, args, kwargs, fields)
+
+
 def as_tuple(value: Any, dims: int) -> tuple[int, ...]:
     """One number for all of ``dims`` axes, or a number for each."""
     values = tuple(value) if isinstance(value, list | tuple | torch.Size) else (value,)

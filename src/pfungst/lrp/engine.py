@@ -23,7 +23,8 @@ from pfungst.lrp.marks import Mark
 from pfungst.lrp.modules import as_written, first_tensor, node_names, replace_first, unwrapped, visiting
 from pfungst.lrp.places import Condition, Place
 from pfungst.lrp.plan import Plan
-from pfungst.lrp.presets import Preset, preset
+from pfungst.lrp.presets import Preset
+from pfungst.lrp.presets import preset as named
 from pfungst.lrp.recurrent import Interception
 from pfungst.lrp.results import Relevance
 from pfungst.lrp.streams import Split, batches, device_of
@@ -73,7 +74,7 @@ class LRP:
     ) -> None:
         if on_unknown not in ("error", "gradient"):
             raise SettingError(f"on_unknown={on_unknown!r}", "it is 'error' or 'gradient'")
-        self.model, self.preset, self.bounds, self.on_unknown = model, _named(preset), bounds, on_unknown
+        self.model, self.preset, self.bounds, self.on_unknown = model, named(preset), bounds, on_unknown
         self.output, self.inputs = output, inputs
 
     @overload
@@ -231,7 +232,7 @@ class LRP:
 
     def _traced(self, x: Any, layers: tuple[str, ...], keep: tuple[str, ...], locate: bool = False) -> Trace:
         """``keep``: where relevance is to be read, masked or started; ``layers``: those that results hold."""
-        if not self.preset.rows:  # auto: what the model calls is known after it ran
+        if self.preset.automatic:  # what the model calls is known after it ran
             looked = copy.copy(self)
             looked.preset = self.preset.chosen(())
             trace = looked._traced(x, layers, keep, locate)
@@ -348,7 +349,3 @@ def _is_raw(run: Interception, tensor: Tensor) -> bool:
 def _tensors(scores: Any) -> list[Tensor]:
     values = scores.values() if isinstance(scores, dict) else scores if isinstance(scores, tuple) else (scores,)
     return [value for value in values if isinstance(value, Tensor)]
-
-
-def _named(which: str | Preset) -> Preset:
-    return preset(which)

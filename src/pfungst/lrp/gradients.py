@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfungst.lrp.operators import LinearOperator, Scratch
+from pfungst.lrp.operators import LinearOperator, Scratch, quotient
 from pfungst.lrp.rules import LinearCall, Rule
 from pfungst.lrp.samples import Samples, after_computing
 
@@ -159,15 +159,19 @@ class Threshold(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
         x, value = ctx.saved_tensors
-        small = x.abs() <= nearly_zero(x.dtype)
         relevance = c * value
-        c_x = torch.where(small, torch.where(value == x, c, 0), relevance / x.masked_fill(small, 1))
+        # Where the unit is active T / x is 1, whatever x.
+        c_x = torch.where(value == x, c, quotient(relevance, x, nearly_zero(x.dtype)))
         ctx.absorb(ctx.name, relevance - c_x * x)
         return c_x, *[None] * 5
 
 
 def gate_share(rule: str, gate: Tensor, signal: Tensor) -> Tensor | float:
-    """The part of the relevance of gate * signal that goes to the gate, by one of the rules of ``Product``."""
+    """The part of the relevance of gate * signal that goes to the gate.
+
+    ``all``: all to the signal; ``half``: half to each; ``prop``: in proportion to the two values, g / (g + s);
+    ``abs``: in proportion to their absolute values.  Source: Arras et al. 2019, section 3.
+    """
     if rule in ("all", "half"):
         return 0.5 if rule == "half" else 0.0
     g, s = (gate, signal) if rule == "prop" else (gate.abs(), signal.abs())
@@ -176,11 +180,7 @@ def gate_share(rule: str, gate: Tensor, signal: Tensor) -> Tensor | float:
 
 
 class Product(torch.autograd.Function):
-    """gate * signal, of shapes that broadcast; the relevance of the product is shared by ``rule``.
-
-    ``all``: all to the signal; ``half``: half to each; ``prop``: in proportion to the two values, g / (g + s);
-    ``abs``: in proportion to their absolute values.  Source: Arras et al. 2019, section 3.
-    """
+    """gate * signal, of shapes that broadcast; the relevance of the product is shared by ``gate_share``."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, signal: Tensor, rule: str) -> Tensor:
@@ -191,8 +191,6 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
         gate, signal = ctx.saved_tensors
-        if ctx.rule == "all":
-            return None, (c * gate).sum_to_size(signal.shape), None
         share = gate_share(ctx.rule, gate, signal)
         to_gate, to_signal = c * signal * share, c * gate * (1 - share)
         return to_gate.sum_to_size(gate.shape), to_signal.sum_to_size(signal.shape), None

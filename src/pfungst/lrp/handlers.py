@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pfungst.errors import RelevanceError
-from pfungst.lrp.calls import as_function_of, bound, is_nonnegative, other_operand
+from pfungst.lrp.calls import as_function_of, as_list, bound, is_nonnegative, other_operand, padding_of
 from pfungst.lrp.functions import Entry
 from pfungst.lrp.gradients import Constant, Elementwise, Meter, Preprocessing, Share
 from pfungst.lrp.interception import Dispatch
@@ -19,8 +19,9 @@ from pfungst.lrp.marks import map_tensors
 from pfungst.lrp.pools import Proportional, average_of
 from pfungst.lrp.samples import after_computing
 
+QUOTIENTS = {"div", "divide", "true_divide"}
 # Functions whose result is one over their argument, or a constant over it.
-_INVERSES = {"rsqrt", "reciprocal", "rdiv", "div", "divide", "true_divide"}
+_INVERSES = {"rsqrt", "reciprocal", "rdiv", *QUOTIENTS}
 
 
 class ValueHandlers(Dispatch):
@@ -49,12 +50,7 @@ class ValueHandlers(Dispatch):
         return self._identity(func, name, entry, args, kwargs)
 
     def _padding(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
-        given = bound(
-            func,
-            args,
-            kwargs,
-            ("input", "pad", "value") if name == "constant_pad_nd" else ("input", "pad", "mode", "value"),
-        )
+        given = padding_of(func, name, args, kwargs)
         result = self._gradient(func, name, entry, args, kwargs)
         mark, x, value = self._mark(result), args[0], given.get("value") or 0
         if given.get("mode", "constant") != "constant" or not (mark.raw or value):
@@ -94,9 +90,7 @@ class ValueHandlers(Dispatch):
     def _scale(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         """A product or quotient with a constant; two values of the input are in ``products.py``."""
         (x,) = self._marked((args, kwargs))
-        if kwargs.get("rounding_mode") is not None:
-            raise self._unknown(name, "rounds its result; it has no rule")
-        if name in ("div", "divide", "true_divide") and args[0] is not x:
+        if name in QUOTIENTS and args[0] is not x:
             return self._elementwise(func, name, Entry("elementwise"), args, kwargs)
         constant = other_operand(x, args, kwargs, 1)
         compute = as_function_of(x, func, args, kwargs)
@@ -174,7 +168,7 @@ class ValueHandlers(Dispatch):
         x = self._enter(args[0])
         with torch.no_grad():
             result = func(*args, **kwargs)
-        value, *rest = [result] if isinstance(result, Tensor) else result
+        value, *rest = as_list(result)
         self._step(name, name, note="max_pool: proportional")
         y = self._finish(Proportional.apply(x, value, average_of(func, name, args, kwargs)), [x], entry, raw=False)
         return (y, *rest) if rest else y

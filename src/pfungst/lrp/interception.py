@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pfungst.errors import RelevanceError, UnknownFunction
-from pfungst.lrp.calls import bound, out_of_place, where
+from pfungst.lrp.calls import bound, out_of_place, padding_of, where
 from pfungst.lrp.functions import TABLE, Entry, plain_name
 from pfungst.lrp.gradients import Absorb, Constant, Enter
 from pfungst.lrp.marks import Mark, Marks, Write, map_tensors, share_memory
@@ -59,9 +59,8 @@ class Dispatch(TorchFunctionMode):
         self.steps: list[Step] = []
         self.outputs: dict[str, Tensor] = {}  # node name -> its output, kept for the layers asked for
         self.keep: frozenset[str] = frozenset()
-        self.merged = (
-            WeakTensorKeyDictionary()
-        )  # output of a linear call -> what a batch norm merged into it made of it
+        # Output of a linear call -> what a batch norm merged into it made of it.
+        self.merged = WeakTensorKeyDictionary()
         self.ledger: dict[str, Tensor] = {}
         self.scratch = Scratch()
         self.device = torch.device("cpu")
@@ -284,10 +283,12 @@ class Dispatch(TorchFunctionMode):
 
     def _samples(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any, result: Any) -> Any:
         """Samples of the result(s), for ``_finish``."""
+        nothing = [None] * len(list(_flat(result)))
+        if self.batch == 1:
+            return nothing
         inputs = self._marked((args, kwargs))
-        known = [self._mark(tensor).samples for tensor in inputs]
-        if self.batch == 1 or (all(k is None for k in known) and not may_permute(name, inputs, result)):
-            return [None] * len(list(_flat(result)))
+        if not any(self._mark(t).samples is not None for t in inputs) and not may_permute(name, inputs, result):
+            return nothing
 
         def number(tensor: Tensor) -> Tensor:
             mark = self.marks.get(tensor)
@@ -302,9 +303,9 @@ class Dispatch(TorchFunctionMode):
             if not isinstance(dim, int | list | tuple):
                 return ()
             reduced = number(args[0]).amax(dim, keepdim=bool(given.get("keepdim", False)))
-            return [compressed(reduced, self.batch)] * len(list(_flat(result)))
+            return [compressed(reduced, self.batch)] * len(nothing)
         if entry.handler == "padding":  # the padding is nobody's, whatever its value
-            given = bound(func, args, kwargs, ("input", "pad", "value") if name == "constant_pad_nd" else ())
+            given = padding_of(func, name, args, kwargs)
             if given.get("mode", "constant") == "constant":
                 func, args, kwargs = functional.pad, (args[0], given["pad"]), {"value": -1}
         if entry.moves and name not in _CASTS:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pfungst.errors import RelevanceError
-from pfungst.lrp.calls import as_function_of, as_tuple, bound, other_operand
+from pfungst.lrp.calls import as_function_of, as_list, as_tuple, bound, other_operand
 from pfungst.lrp.even import EvenLinear
 from pfungst.lrp.functions import Entry
 from pfungst.lrp.gradients import Linear, LinearNode, Rectify, Threshold
@@ -190,7 +190,7 @@ class LinearNodes(ProductHandlers):
         shift = shift if bias is None else shift + bias.detach()
         with torch.no_grad():
             # The model's own value; below only the backward pass is ours.
-            value, *rest = _as_list(func(*args, **kwargs))
+            value, *rest = as_list(func(*args, **kwargs))
         parameter = weight if weight is not None else mean
         source = self._mark(x).source
         # Behind a dense layer axis 1 is the channel axis of both only if there is no axis between.
@@ -224,8 +224,8 @@ class LinearNodes(ProductHandlers):
     def _before_norm(self, x: Tensor, op: LinearOperator, step: Step) -> tuple[Tensor, LinearOperator]:
         """A linear node behind batch norm and ReLU as a node behind a threshold ReLU, with the norm merged into it."""
         normed: Normed | None = self._mark(x).normed
-        channels_last = op.kind == "convolution" or x.dim() == 2
-        if self.preset.pre_activation == "diagonal" or normed is None or not channels_last:
+        same_axis = op.kind == "convolution" or x.dim() == 2  # the norm's channels are those of the node
+        if self.preset.pre_activation == "diagonal" or normed is None or not same_axis:
             return x, op
         if op.kind not in ("convolution", "dense") or isinstance(op, Contraction):
             return x, op
@@ -280,8 +280,8 @@ class LinearNodes(ProductHandlers):
             step.name, op, rule, mark.raw, mark.nonnegative, mark.bounds, self.absorb, self.scratch, mark.samples
         )
         y: Tensor = Linear.apply(x, compute, node)
-        self.marks.put(y, Mark(raw=False, linear=True, samples=after_computing(y.shape, [(x.shape, mark.samples)])))
-        self._mark(y).node = node
+        samples = after_computing(y.shape, [(x.shape, mark.samples)])
+        self.marks.put(y, Mark(raw=False, linear=True, samples=samples, node=node))
         if step.name in self.keep:
             self.outputs.setdefault(step.name, y)
             node.held = True
@@ -301,8 +301,3 @@ class LinearNodes(ProductHandlers):
             self.outputs.setdefault(step.name, y)
         self.end_region(step.name)
         return y
-
-
-def _as_list(result: Any) -> list[Tensor]:
-    """The tensors of a result that is one tensor, or several as from ``_native_batch_norm_legit_no_training``."""
-    return [result] if isinstance(result, Tensor) else list(result)

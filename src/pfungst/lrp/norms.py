@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from pfungst.errors import RelevanceError
-from pfungst.lrp.calls import bound
+from pfungst.lrp.calls import as_list, bound
 from pfungst.lrp.functions import Entry
 from pfungst.lrp.gradients import Absorb, nearly_zero
 from pfungst.lrp.nodes import LinearNodes
+from pfungst.lrp.operators import quotient
 
 
 class Norm(torch.autograd.Function):
@@ -42,8 +43,7 @@ class Norm(torch.autograd.Function):
         x, y, weight, bias = ctx.saved_tensors
         if ctx.identity:
             relevance = c * y
-            small = x.abs() <= nearly_zero(x.dtype)
-            c_x = torch.where(small, 0, relevance / x.masked_fill(small, 1))
+            c_x = quotient(relevance, x, nearly_zero(x.dtype))
             ctx.absorb(ctx.name, relevance - c_x * x)
             return c_x, *[None] * 9
         ctx.absorb(ctx.name, None if bias is None else c * bias)
@@ -101,7 +101,7 @@ class NormHandlers(LinearNodes):
         if name == "instance_norm" and not self._own_statistics(func, args, kwargs):
             return self._as_batch_norm(func, args, kwargs)
         with torch.no_grad():
-            value, *rest = _as_list(func(*args, **kwargs))
+            value, *rest = as_list(func(*args, **kwargs))
         weight, bias, rows, eps, centred = self._extent(func, name, args, kwargs)
         parameter = weight if weight is not None else x
         step = self._step(self.names.get(id(parameter), name), name, note=f"norm: {self.preset.norms}")
@@ -170,7 +170,3 @@ def _instance_fields(func: Any) -> tuple[str, ...]:
     if func is functional.instance_norm:
         return ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
     return ("input", "weight", "bias", "running_mean", "running_var", "use_input_stats", "momentum", "eps")
-
-
-def _as_list(result: Any) -> list[Any]:
-    return [result] if isinstance(result, Tensor) else list(result)

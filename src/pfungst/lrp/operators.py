@@ -132,6 +132,13 @@ class LinearOperator:
         return by_channel.double() @ bias.flatten().double()
 
 
+def quotient(numerator: Tensor, denominator: Tensor, limit: float | None = None) -> Tensor:
+    """The quotient, and 0 where |denominator| <= ``limit`` (by default so small that the quotient would overflow)."""
+    limit = torch.finfo(denominator.dtype).tiny if limit is None else limit
+    small = denominator.abs() <= limit
+    return torch.where(small, 0, numerator / denominator.masked_fill(small, 1))
+
+
 def row_sums(values: Tensor) -> Tensor:
     """Sums over all but the leading axis, (rows,) float64."""
     if values.dim() == 1:

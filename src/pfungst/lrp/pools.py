@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pfungst.errors import RelevanceError
 from pfungst.lrp.calls import bound
+from pfungst.lrp.operators import quotient
 
 _FIELDS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
 _AVERAGES: dict[int, Any] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
@@ -54,8 +55,7 @@ def _back(average: Callable[[Tensor], Tensor], x: Tensor, relevance: Tensor) -> 
     with torch.enable_grad():
         point = x.detach().requires_grad_()
         total = average(point)
-    s = torch.where(total == 0, 0, relevance / total.masked_fill(total == 0, 1))
-    back: Tensor = torch.autograd.grad(total, point, s)[0]
+    back: Tensor = torch.autograd.grad(total, point, quotient(relevance, total.detach(), limit=0))[0]
     return back
 
 

@@ -66,6 +66,7 @@ class Preset:
                for a linear map, ``identity`` hands relevance on unchanged
     pre_activation  batch norm, ReLU, linear node in this order, as in DenseNet: ``threshold`` merges the norm into the
                node behind a ReLU with thresholds, which is the same function; ``diagonal`` leaves it a node of its own
+    automatic  it is ``auto``, which has no rows but chooses a preset when the model has run
     even       set by ``flat_until``: the layer down from which relevance is shared evenly, and the rule
     max_pool   ``winner``: the first of the greatest values of a window takes all (Bach et al. 2015); ``proportional``:
                all of the window, in proportion to their values (Montavon et al. 2018)
@@ -79,6 +80,7 @@ class Preset:
     pre_activation: str = "threshold"
     max_pool: str = "winner"
     even: tuple[str, Rule] | None = None
+    automatic: bool = False
 
     def __post_init__(self) -> None:
         choices = (
@@ -128,14 +130,14 @@ class Preset:
 
     def chosen(self, functions: Iterable[tuple[str, str]]) -> Preset:
         """``auto`` for a model that calls these (function, kind of node); every other preset is its own choice."""
-        if self.rows:
+        if not self.automatic:
             return self
         choice = cp_lrp_gamma() if any(_of_attention(*call) for call in functions) else epsilon_plus()
         return choice if self.even is None else choice.flat_until(*self.even)
 
     def describe(self) -> str:
-        if not self.rows:
-            return f"{self.name} [{auto.__doc__}]"
+        if self.automatic:
+            return f"{self.name} [{_AUTO}]"
         rows = [f"{r.kind or 'any'}/{r.position or 'anywhere'}/{r.name or '*'}: {r.rule.label}" for r in self.rows]
         choices = f"gates={self.gates}, attention={self.attention}, norms={self.norms}"
         choices += f", pre_activation={self.pre_activation}, max_pool={self.max_pool}"
@@ -217,9 +219,12 @@ def arras(epsilon: float = 1e-3, bias_factor: float = 0.0, gates: str = "all") -
     return Preset("arras", (Row(Recurrent(epsilon, bias_factor)),), gates=gates)
 
 
+_AUTO = "epsilon-plus, or cp-lrp-gamma for models that call attention, layer norms or products of two activations"
+
+
 def auto() -> Preset:
-    """epsilon-plus, or cp-lrp-gamma for models that call attention, layer norms or products of two activations"""
-    return Preset("auto", ())
+    """epsilon-plus, or cp-lrp-gamma for models that call attention, layer norms or products of two activations."""
+    return Preset("auto", (), automatic=True)
 
 
 def _of_attention(function: str, kind: str) -> bool:

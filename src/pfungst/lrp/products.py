@@ -16,17 +16,16 @@ import torch
 from torch import Tensor
 
 from pfungst.errors import RelevanceError
-from pfungst.lrp.calls import bound
+from pfungst.lrp.calls import as_list, bound
 from pfungst.lrp.even import EvenHandlers
 from pfungst.lrp.functions import Entry
 from pfungst.lrp.gradients import Meter, Product, Replaced, Share
+from pfungst.lrp.handlers import QUOTIENTS
 from pfungst.lrp.marks import map_tensors
 from pfungst.lrp.samples import after_computing
 
 # Positions of the factors of a product; what else a call has is added to it.
 _FACTORS = {"addmm": (1, 2), "baddbmm": (1, 2), "addbmm": (1, 2), "addmv": (1, 2), "addcmul": (1, 2)}
-_PRODUCTS = {"mul", "multiply"}
-_QUOTIENTS = {"div", "divide", "true_divide"}
 
 
 class ProductHandlers(EvenHandlers):
@@ -89,13 +88,13 @@ class ProductHandlers(EvenHandlers):
 
     def _scale(self, func: Any, name: str, entry: Entry, args: Any, kwargs: Any) -> Any:
         """a · b and a / b, entry by entry."""
+        if kwargs.get("rounding_mode") is not None:
+            raise self._unknown(name, "rounds its result; it has no rule")
         carried = self._marked((args, kwargs))
         if len(carried) < 2:
             return super()._scale(func, name, entry, args, kwargs)
         a, b = (self._enter(t) for t in carried)
-        if name in _QUOTIENTS:
-            if kwargs.get("rounding_mode") is not None:
-                raise self._unknown(name, "rounds its result; it has no rule")
+        if name in QUOTIENTS:
             self._step(name, name, note="the divisor is a constant")
             return self._finish(func(a, b.detach()), [a], Entry("scale"), raw=False)
         inverse = self._mark(a).inverse, self._mark(b).inverse
@@ -170,11 +169,11 @@ class ProductHandlers(EvenHandlers):
                 metered = Meter.apply(entered, -1, step.name, self._absorber(self._mark(x).samples))
                 given[word] = Share.apply(metered, share)
         first = inputs[0]
-        result, *rest = _as_list(func(**given))
+        result, *rest = as_list(func(**given))
         mask = given.get("attn_mask")
         if isinstance(mask, Tensor) and mask.requires_grad:  # the same: another kernel
             with torch.no_grad():
-                plain, *_ = _as_list(func(**map_tensors(given, Tensor.detach)))
+                plain, *_ = as_list(func(**map_tensors(given, Tensor.detach)))
             result = Replaced.apply(result, plain)
         samples = after_computing(result.shape, [(first.shape, self._mark(first).samples)])
         if attends:
@@ -196,10 +195,6 @@ class ProductHandlers(EvenHandlers):
         to_scores = 1 - to_value
         each = to_scores / 2 if carried["query"] and carried["key"] else to_scores
         return {"query": each, "key": each, "value": to_value, "attn_mask": to_scores}
-
-
-def _as_list(result: Any) -> list[Any]:
-    return [result] if isinstance(result, Tensor) else list(result)
 
 
 @lru_cache(maxsize=64)

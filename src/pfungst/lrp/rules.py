@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pfungst.errors import RelevanceError, SettingError
-from pfungst.lrp.operators import LinearOperator, Scratch, row_sums
+from pfungst.lrp.operators import LinearOperator, Scratch, quotient, row_sums
 
 
 class Shared(NamedTuple):
@@ -136,12 +136,6 @@ def _sum(*parts: Tensor | None) -> Tensor | None:
     return total
 
 
-def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The quotient, and 0 where the denominator is 0 (or so small that the quotient would overflow)."""
-    small = denominator.abs() <= torch.finfo(denominator.dtype).tiny
-    return torch.where(small, 0, numerator / denominator.masked_fill(small, 1))
-
-
 def _stabilised(z: Tensor, epsilon: float) -> Tensor:
     """z + ε sign(z), where sign(0) = +1 (np.sign would leave a division by zero)."""
     return torch.where(z >= 0, z + epsilon, z - epsilon) if epsilon else z
@@ -203,7 +197,7 @@ class Epsilon(Rule):
 
     def ratio(self, relevance: Tensor, z: Tensor) -> Tensor:
         """R / (z + ε sign z), 0 where that is 0 / 0."""
-        return _divide(relevance, _stabilised(z, self.epsilon))
+        return quotient(relevance, _stabilised(z, self.epsilon))
 
     def share(self, call: LinearCall, c: Tensor) -> Shared:
         if not self.epsilon:
@@ -245,10 +239,10 @@ class Recurrent(Epsilon):
             return shared
         s = self.ratio(c * call.y, call.y)
         ones = torch.ones_like(call.op.weight)
-        spread = _divide(s * self.bias_share(call.y, call.op.bias), call.op.forward(torch.ones_like(call.x[:1]), ones))
+        spread = quotient(s * self.bias_share(call.y, call.op.bias), call.op.forward(torch.ones_like(call.x[:1]), ones))
         # What falls on an input of zero cannot be carried as R / x.
         carried = (call.x.abs() > torch.finfo(call.x.dtype).tiny).to(call.x.dtype)
-        extra = _divide(call.op.transpose(spread, ones, call.x), call.x)
+        extra = quotient(call.op.transpose(spread, ones, call.x), call.x)
         return Shared(shared.input + extra, _sum(shared.absorbed, -row_sums(spread * call.op.forward(carried, ones))))
 
 
@@ -350,7 +344,7 @@ class Pass(Rule):
             )
         relevance = c * call.y
         # Where x is 0 nothing can be carried as R / x; the ledger says how much that is.
-        c_input = _divide(relevance, call.x)
+        c_input = quotient(relevance, call.x)
         return Shared(c_input, row_sums(relevance.sub_(c_input * call.x)))
 
 
@@ -411,7 +405,7 @@ class ZBox(Rule):
         total = call.op.forward(call.x, call.op.effective(call.scratch))
         total -= call.op.forward(low_once, call.weight(1))
         total -= call.op.forward(high_once, call.weight(-1))
-        s = _divide(relevance, total)
+        s = quotient(relevance, total)
         shared = call.backward(s).mul_(call.x)
         shared -= call.op.transpose(s, call.weight(1), call.x).mul_(low)
         shared -= call.op.transpose(s, call.weight(-1), call.x).mul_(high)

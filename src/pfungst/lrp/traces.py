@@ -16,6 +16,7 @@ from pfungst.lrp.inputs import Inputs
 from pfungst.lrp.places import Condition, Place, mask_for, order
 from pfungst.lrp.recurrent import Interception
 from pfungst.lrp.results import Relevance
+from pfungst.lrp.samples import Samples, per_sample
 from pfungst.lrp.targets import Functional, Region, Start, Target, begin
 
 Gradients = Sequence[Tensor | None]
@@ -170,14 +171,18 @@ class Trace:
             place = self._place(name)
             mask, passed[name] = mask_for(part, place), torch.zeros_like(place.value)
             for tensor, raw in zip(place.tensors, place.raw, strict=True):
-                hook = partial(self._pass, name, mask, None if raw else tensor.detach(), passed[name])
+                hook = partial(
+                    self._pass, name, mask, None if raw else tensor.detach(), passed[name], self._samples(tensor)
+                )
                 hooks.callback(tensor.register_hook(hook).remove)
         return passed
 
-    def _pass(self, name: str, mask: Tensor, value: Tensor | None, passed: Tensor, g: Tensor) -> Tensor:
+    def _pass(
+        self, name: str, mask: Tensor, value: Tensor | None, passed: Tensor, samples: Samples, g: Tensor
+    ) -> Tensor:
         """A gradient under a mask; what it holds back goes to the ledger.  ``value``: the activation, if g is c."""
         relevance = g if value is None else g * value
-        self._run.absorb(f"condition:{name}", (1 - mask) * relevance)
+        self._run.absorb(f"condition:{name}", (1 - mask) * relevance, samples)
         passed += mask * relevance
         return mask * g
 
@@ -208,8 +213,13 @@ class Trace:
         """The relevance that gradients carry, (n,) float64."""
         total = torch.zeros(len(self.output), dtype=torch.float64, device=self.output.device)
         for tensor, g in gradients.items():
-            total = total + per_sample(g if raw[tensor] else g * tensor.detach(), len(total))
+            relevance = g if raw[tensor] else g * tensor.detach()
+            total = total + per_sample(relevance, self._samples(tensor), len(total))
         return total
+
+    def _samples(self, tensor: Tensor) -> Samples:
+        mark = self._run.marks.get(tensor)
+        return None if mark is None else mark.samples
 
     def _absorbed(self) -> Tensor:
         total = torch.zeros(len(self.output), dtype=torch.float64, device=self.output.device)
@@ -233,8 +243,3 @@ class Trace:
             dict(self._run.ledger),
             layers,
         )
-
-
-def per_sample(relevance: Tensor, batch: int) -> Tensor:
-    """Sums over all but the leading axis, (n,) float64."""
-    return relevance.reshape(batch, -1).sum(1, dtype=torch.float64)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pfungst.errors import SettingError
-from pfungst.lrp.operators import row_sums
+from pfungst.lrp.operators import quotient, row_sums
 from pfungst.lrp.rules import AlphaBeta, Epsilon, Gamma, LinearCall, Recurrent, Rule, Shared
 
 
@@ -40,7 +40,7 @@ class WithoutBias(Rule):
         empty = y.abs() <= torch.finfo(y.dtype).tiny
         shared = self.rule.share(
             replace(call, op=replace(call.op, bias=None), y=y),
-            torch.where(empty, 0, relevance / y.masked_fill(empty, 1)),
+            quotient(relevance, y),
         )
         lost = row_sums(torch.where(empty, relevance, 0))
         return Shared(shared.input, lost if shared.absorbed is None else shared.absorbed + lost)
