@@ -59,7 +59,7 @@ class EvenLinear(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         node: LinearNode = ctx.node
         # A rule takes c and y, and R = c y; here R is known, and y may be zero.
-        call = LinearCall(node.op, x, torch.ones_like(relevance), node.nonnegative, node.bounds, node.scratch)
+        call = LinearCall(node.op, x, torch.ones_like(relevance), node.nonnegative, node.bounds, scratch=node.scratch)
         shared = node.rule.share(call, relevance)
         node.absorb(node.name, shared.absorbed)
         return shared.input, None, None

@@ -45,6 +45,11 @@ class LinearNode:
         self.held = self.rectified = False
         self.raw, self.nonnegative, self.bounds = raw, nonnegative, bounds
 
+    @property
+    def reads_input(self) -> bool:
+        """Values of x are needed on the way back."""
+        return self.raw or self.samples is not None or self.rule.reads_input
+
     def hold(self, output: Tensor) -> None:
         """The output is used elsewhere too."""
         if self.rectified:
@@ -72,7 +77,8 @@ class Linear(torch.autograd.Function):
         y = compute(x)
         node.value = y.detach()  # not the output itself, which holds this node in turn
         ctx.node = node
-        ctx.save_for_backward(x)
+        # Where only its shape matters x need not be kept.
+        ctx.save_for_backward(x if node.reads_input else x.new_zeros(()).expand(x.shape))
         return y
 
     @staticmethod
@@ -83,7 +89,7 @@ class Linear(torch.autograd.Function):
         op, work = node.op, torch.promote_types(x.dtype, node.op.weight.dtype)
         if not x.dtype == y.dtype == c.dtype == op.weight.dtype:  # under autocast
             x, y, c, op = x.to(work), y.to(work), c.to(work), op.to(work)
-        shared = node.rule.share(LinearCall(op, x, y, node.nonnegative, node.bounds, node.scratch), c)
+        shared = node.rule.share(LinearCall(op, x, y, node.nonnegative, node.bounds, node.rectified, node.scratch), c)
         as_relevance = node.raw or node.samples is not None
         received = shared.input * x if as_relevance and not node.rule.carries_relevance else shared.input
         if node.samples is None:
@@ -106,7 +112,7 @@ class Rectify(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Tensor:
         (value,) = ctx.saved_tensors
-        return c * (value > 0)
+        return torch.ops.aten.threshold_backward(c, value, 0)
 
 
 def nearly_zero(dtype: torch.dtype) -> float:
@@ -130,7 +136,9 @@ class Elementwise(torch.autograd.Function):
         x, y = ctx.saved_tensors
         ratio = y / x
         limit = nearly_zero(x.dtype)
-        if bool(x.abs().amin() > limit):
+        # One look at a sum finds zeros; float16 loses digits at values that are not so small.
+        exact = x.abs().amin() > limit if x.dtype == torch.float16 else ratio.sum().isfinite()
+        if bool(exact):
             ctx.absorb(ctx.name, None)  # all of c y goes to x
             return ratio.mul_(c), None, None, None
         with torch.enable_grad():

@@ -79,7 +79,7 @@ class ValueHandlers(Dispatch):
             return plain
         x_entered = self._enter(x)
         out = compute(x_entered)
-        part = compute(torch.zeros_like(x)).detach().expand(out.shape)
+        part = compute(x.new_zeros([1] * x.dim())).detach().expand(out.shape)
         step = self._step(name, name, note="the constant summand absorbs its part")
         samples = after_computing(out.shape, [(x.shape, self._mark(x).samples)])
         result = Constant.apply(out, part, step.name, self._absorber(samples))

@@ -6,6 +6,7 @@ AttnLRP's implementation); with ``norms="identity"`` relevance goes through unch
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,42 +18,80 @@ from pfungst.lrp.calls import as_list, bound
 from pfungst.lrp.functions import Entry
 from pfungst.lrp.gradients import Absorb, nearly_zero
 from pfungst.lrp.nodes import LinearNodes
-from pfungst.lrp.operators import quotient
+from pfungst.lrp.operators import channel_dots, quotient
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a normalisation takes its statistics over.
+
+    rows         shape in which the last axis is what one mean and deviation are taken over
+    weight       broadcasts against the input, or None; bias the same
+    centred      whether the mean is subtracted
+    channel_axis that of weight and bias
+    parameter    the weight as the model has it, for the node's name
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    rows: tuple[int, ...]
+    eps: float
+    centred: bool
+    channel_axis: int
+    parameter: Tensor | None
+
+    def inverse_deviation(self, x: Tensor) -> Tensor:
+        """1 / sqrt(σ² + eps) of each row, (..., 1)."""
+        x = x.reshape(self.rows)
+        square = x.var(-1, keepdim=True, correction=0) if self.centred else x.square().mean(-1, keepdim=True)
+        return (square + self.eps).rsqrt()
 
 
 class Norm(torch.autograd.Function):
-    """A normalisation over all entries of each row of x seen as ``rows``; the value is the model's own.
+    """A normalisation whose value y is the model's own, with σ for a constant.
 
-    x, y    any shape
-    rows    shape in which the last axis is what one mean and deviation are taken over
-    weight  broadcasts against x, or None; bias the same
-    centred whether the mean is subtracted
-
-    With σ for a constant all but the bias is linear in x, so what the node absorbs is c · bias.
+    ``inverse`` is 1 / σ of each row.  All but the bias is linear in x, so what the node absorbs is c · bias.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, rows: tuple[int, ...],
-                eps: float, centred: bool, identity: bool, name: str, absorb: Absorb) -> Tensor:  # fmt: skip
-        ctx.rows, ctx.eps, ctx.centred, ctx.identity, ctx.name, ctx.absorb = rows, eps, centred, identity, name, absorb
-        ctx.save_for_backward(x, y if identity else None, weight, bias)
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, inverse: Tensor, extent: Extent, by_row: bool, name: str, absorb: Absorb
+    ) -> Tensor:
+        ctx.extent, ctx.by_row, ctx.name, ctx.absorb = extent, by_row, name, absorb
+        ctx.save_for_backward(inverse.reshape(*extent.rows[:-1], 1).to(x.dtype))
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, weight, bias = ctx.saved_tensors
-        if ctx.identity:
-            relevance = c * y
-            c_x = quotient(relevance, x, nearly_zero(x.dtype))
-            ctx.absorb(ctx.name, relevance - c_x * x)
-            return c_x, *[None] * 9
-        ctx.absorb(ctx.name, None if bias is None else c * bias)
-        rows = x.reshape(ctx.rows)
-        square = rows.var(-1, keepdim=True, correction=0) if ctx.centred else rows.square().mean(-1, keepdim=True)
-        c_rows = (c if weight is None else c * weight).reshape(ctx.rows) * (square + ctx.eps).rsqrt()
-        if ctx.centred:
-            c_rows = c_rows.sub_(c_rows.mean(-1, keepdim=True))
-        return c_rows.reshape(x.shape), *[None] * 9
+        (inverse,) = ctx.saved_tensors
+        extent: Extent = ctx.extent
+        if extent.bias is None:
+            ctx.absorb(ctx.name, None)
+        else:  # entry by entry where the leading axis is not that of samples
+            ctx.absorb(ctx.name, channel_dots(c, extent.bias, extent.channel_axis) if ctx.by_row else c * extent.bias)
+        rows = (c if extent.weight is None else c * extent.weight).reshape(extent.rows)
+        rows = rows * inverse if extent.weight is None else rows.mul_(inverse)
+        if extent.centred:
+            rows = rows.sub_(rows.mean(-1, keepdim=True))
+        return rows.reshape(c.shape), *[None] * 6
+
+
+class Identity(torch.autograd.Function):
+    """A normalisation through which relevance goes unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, name: str, absorb: Absorb) -> Tensor:
+        ctx.name, ctx.absorb = name, absorb
+        ctx.save_for_backward(x, y)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        x, y = ctx.saved_tensors
+        relevance = c * y
+        c_x = quotient(relevance, x, nearly_zero(x.dtype))
+        ctx.absorb(ctx.name, relevance - c_x * x)
+        return c_x, None, None, None
 
 
 class LocalResponse(torch.autograd.Function):
@@ -100,36 +139,36 @@ class NormHandlers(LinearNodes):
         x = args[0]
         if name == "instance_norm" and not self._own_statistics(func, args, kwargs):
             return self._as_batch_norm(func, args, kwargs)
+        extent = self._extent(func, name, args, kwargs)
         with torch.no_grad():
-            value, *rest = as_list(func(*args, **kwargs))
-        weight, bias, rows, eps, centred = self._extent(func, name, args, kwargs)
-        parameter = weight if weight is not None else x
-        step = self._step(self.names.get(id(parameter), name), name, note=f"norm: {self.preset.norms}")
+            value, inverse, rest = _normalised(func, name, args, kwargs, extent)
+        step = self._step(self.names.get(id(extent.parameter), name), name, note=f"norm: {self.preset.norms}")
         if self.locate and x.dim() == 3 and ("layer" in name or "rms" in name):
             self.tokens = step.name, torch.linalg.vector_norm(x.detach().double(), dim=2)
         entered = self._enter(x)
-        identity = self.preset.norms == "identity"
-        absorb = self._absorber(self._mark(x).samples)
-        # Scale and shift made from the input, as in adaptive norms, are gates.
-        scale, shift = (None if part is None else part.detach() for part in (weight, bias))
-        y = Norm.apply(entered, value, scale, shift, rows, eps, centred, identity, step.name, absorb)
+        samples = self._mark(x).samples
+        absorb = self._absorber(samples)
+        if self.preset.norms == "identity":
+            y = Identity.apply(entered, value, step.name, absorb)
+        else:
+            if inverse is None:
+                inverse = extent.inverse_deviation(x.detach())
+            y = Norm.apply(entered, value, inverse, extent, samples is None, step.name, absorb)
         y = self._finish(y, [entered], Entry("norm"), raw=False)
         return (y, *rest) if rest else y
 
-    def _extent(
-        self, func: Any, name: str, args: Any, kwargs: Any
-    ) -> tuple[Tensor | None, Tensor | None, tuple[int, ...], float, bool]:
-        """Weight and bias (broadcast against x), shape of rows, epsilon, and whether the mean is subtracted."""
+    def _extent(self, func: Any, name: str, args: Any, kwargs: Any) -> Extent:
         x = args[0]
         if "layer" in name or "rms" in name:
             fields = ("input", "normalized_shape", "weight", *(("bias",) if "layer" in name else ()), "eps")
             given = bound(func, args, kwargs, fields)
-            axes = len(given["normalized_shape"])
-            rows = (*x.shape[: x.dim() - axes], -1)
+            rows = (*x.shape[: x.dim() - len(given["normalized_shape"])], -1)
             eps = given.get("eps")
             default = torch.finfo(x.dtype).eps if "rms" in name else 1e-5
-            bias = given.get("bias") if "layer" in name else None
-            return given.get("weight"), bias, rows, default if eps is None else eps, "rms" not in name
+            weight, bias = given.get("weight"), given.get("bias") if "layer" in name else None
+            # Scale and shift made from the input, as in adaptive norms, are gates.
+            scale, shift = (None if t is None else t.detach() for t in (weight, bias))
+            return Extent(scale, shift, rows, default if eps is None else eps, "rms" not in name, -1, weight)
         if name == "native_group_norm":
             given = bound(func, args, kwargs, ("input", "weight", "bias", "N", "C", "HxW", "group", "eps"))
             groups = given["group"]
@@ -139,9 +178,10 @@ class NormHandlers(LinearNodes):
         else:
             given = bound(func, args, kwargs, _instance_fields(func))
             groups = x.shape[1]
-        parts = (given.get("weight"), given.get("bias"))
-        weight, bias = (None if t is None else t.reshape(1, -1, *[1] * (x.dim() - 2)) for t in parts)
-        return weight, bias, (x.shape[0], groups, -1), given.get("eps", 1e-5), True
+        weight, bias = given.get("weight"), given.get("bias")
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        scale, shift = (None if t is None else t.detach().reshape(shape) for t in (weight, bias))
+        return Extent(scale, shift, (x.shape[0], groups, -1), given.get("eps", 1e-5), True, 1, weight)
 
     def _own_statistics(self, func: Any, args: Any, kwargs: Any) -> bool:
         given = bound(func, args, kwargs, _instance_fields(func))
@@ -163,6 +203,20 @@ class NormHandlers(LinearNodes):
         self._step(name, name, note="Taylor messages (Binder 2016), normalised")
         parameters = given["size"], given.get("alpha", 1e-4), given.get("beta", 0.75), given.get("k", 1.0)
         return self._finish(LocalResponse.apply(x, value, *parameters), [x], Entry("norm", "keeps"), raw=False)
+
+
+def _normalised(
+    func: Any, name: str, args: Any, kwargs: Any, extent: Extent
+) -> tuple[Tensor, Tensor | None, list[Any]]:
+    """Value of the call, 1 / σ where torch returns it too, and what else the call returns."""
+    x = args[0]
+    if name == "layer_norm" and not torch.is_autocast_enabled(x.device.type):
+        # Its own kernel, which knows σ: torch's var would cost five times as much.
+        shape = x.shape[len(extent.rows) - 1 :]
+        value, _, inverse = torch.native_layer_norm(x, shape, extent.weight, extent.bias, extent.eps)
+        return value, inverse, []
+    value, *rest = as_list(func(*args, **kwargs))
+    return value, rest[1] if name in ("native_layer_norm", "native_group_norm") else None, rest
 
 
 def _instance_fields(func: Any) -> tuple[str, ...]:

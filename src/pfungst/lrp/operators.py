@@ -113,7 +113,7 @@ class LinearOperator:
         return torch.mul(self.weight, self.channel_weight(self.scale), out=out).clamp_(**_bound(sign))
 
     def transpose_effective(self, s: Tensor, x: Tensor, scratch: Scratch, spent: bool = False) -> Tensor:
-        """``transpose`` with the effective weights; ``s`` may be written over if it is ``spent``.
+        """``transpose`` with the effective weights, in new memory; ``s`` may be written over if it is ``spent``.
 
         A merged scale goes to what is smaller, weights or ``s``.
         """
@@ -124,12 +124,7 @@ class LinearOperator:
 
     def dot_bias(self, s: Tensor, bias: Tensor) -> Tensor:
         """Σ s · bias over all but the leading axis of ``s`` (shape of the output); (rows,) float64."""
-        axis = self.channel_axis % s.dim()
-        if axis == 0 or bias.numel() != s.shape[axis]:
-            return row_sums(s * bias)
-        others = [a for a in range(1, s.dim()) if a != axis]
-        by_channel = s.sum(others, dtype=_summed_as(s)) if others else s
-        return by_channel.double() @ bias.flatten().double()
+        return channel_dots(s, bias, self.channel_axis)
 
 
 def quotient(numerator: Tensor, denominator: Tensor, limit: float | None = None) -> Tensor:
@@ -144,6 +139,32 @@ def row_sums(values: Tensor) -> Tensor:
     if values.dim() == 1:
         return values.double()
     return values.sum(list(range(1, values.dim())), dtype=_summed_as(values)).double()
+
+
+def channel_dots(s: Tensor, values: Tensor, axis: int) -> Tensor:
+    """Sums of s · values over all but the leading axis, (rows,) float64.
+
+    ``values`` broadcast against s; one a channel of ``axis`` they cost next to nothing.
+    """
+    axis %= s.dim()
+    if axis == 0 or values.numel() != s.shape[axis]:
+        return row_sums(s * values)
+    others = [a for a in range(1, s.dim()) if a != axis]
+    by_channel = s.sum(others, dtype=_summed_as(s)) if others else s.to(_summed_as(s))
+    return (by_channel @ values.flatten().to(by_channel.dtype)).double()
+
+
+def row_dots(a: Tensor, b: Tensor) -> Tensor:
+    """Sums of a · b over all but the leading axis, (rows,) float64; on a CPU without the products in memory.
+
+    In blocks, since a dot product of float32 adds one after another and so loses digits.
+    """
+    plain = a.device.type == "cpu" and a.dtype in (torch.float32, torch.float64)
+    if not plain or len(a) > 64 or not (a.is_contiguous() and b.is_contiguous()):
+        return row_sums(a * b)
+    rows = zip(a.view(len(a), -1), b.view(len(b), -1), strict=True)
+    dots = [[torch.dot(*both) for both in zip(x.split(1 << 16), y.split(1 << 16), strict=True)] for x, y in rows]
+    return torch.stack([torch.stack(row).sum(dtype=torch.float64) for row in dots])
 
 
 def _summed_as(values: Tensor) -> torch.dtype:
@@ -215,8 +236,7 @@ class Diagonal(LinearOperator):
         return s * weight
 
     def transpose_effective(self, s: Tensor, x: Tensor, scratch: Scratch, spent: bool = False) -> Tensor:
-        weight = self.effective(scratch)
-        return s.mul_(weight) if spent else s * weight
+        return s * self.effective(scratch)
 
     def channel_vector(self, values: Tensor) -> Tensor:
         return values.reshape(self.weight.shape)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pfungst.errors import RelevanceError, SettingError
-from pfungst.lrp.operators import LinearOperator, Scratch, quotient, row_sums
+from pfungst.lrp.operators import LinearOperator, Scratch, quotient, row_dots, row_sums
 
 
 class Shared(NamedTuple):
@@ -44,6 +44,7 @@ class LinearCall:
 
     ``known_nonnegative``: every entry of x is known to be >= 0, which halves the work of the signed rules.
     ``bounds``: smallest and greatest value of x (broadcast to its shape), only where the preset needs them.
+    ``rectified``: y is the output's positive part, and c is 0 where y is 0.
     ``scratch``: memory for changed weights.
     """
 
@@ -52,6 +53,7 @@ class LinearCall:
     y: Tensor
     known_nonnegative: bool = False
     bounds: tuple[Tensor, Tensor] | None = None
+    rectified: bool = False
     scratch: Scratch = field(default_factory=Scratch)
     _parts: dict[int, Tensor] = field(default_factory=dict)
 
@@ -59,6 +61,10 @@ class LinearCall:
     def nonnegative(self) -> bool:
         """Every entry of x is >= 0: known, or seen by looking."""
         return self.known_nonnegative or bool(self.x.amin() >= 0)
+
+    def relevance(self, c: Tensor, slot: str = "relevance") -> Tensor:
+        """R = c y, in a slot of the scratch memory."""
+        return torch.mul(c, self.y, out=self.scratch.take(slot, self.y))
 
     def weight(self, sign: int) -> Tensor:
         """Positive (1) or negative (-1) part of the weights."""
@@ -161,6 +167,11 @@ class Rule:
     carries_relevance = False  # True: ``share`` returns R instead of c; only for the input layer
 
     @property
+    def reads_input(self) -> bool:
+        """Values of x matter, and not its shape alone: then x is kept for the way back."""
+        return True
+
+    @property
     def label(self) -> str:
         """The rule with its parameters, as printed by ``plan`` and written into a run."""
         fields = ", ".join(f"{k}={v:g}" for k, v in vars(self).items() if isinstance(v, int | float))
@@ -195,6 +206,10 @@ class Epsilon(Rule):
         if not self.epsilon >= 0:
             raise SettingError(f"epsilon is {self.epsilon}, it must be >= 0", "give 1e-6, or 0.01 as in the talk")
 
+    @property
+    def reads_input(self) -> bool:
+        return False
+
     def ratio(self, relevance: Tensor, z: Tensor) -> Tensor:
         """R / (z + ε sign z), 0 where that is 0 / 0."""
         return quotient(relevance, _stabilised(z, self.epsilon))
@@ -202,10 +217,18 @@ class Epsilon(Rule):
     def share(self, call: LinearCall, c: Tensor) -> Shared:
         if not self.epsilon:
             return Shared(call.backward(c), call.taken_by_bias(c))
-        size = call.y.abs()
-        whole = size + max(self.epsilon, torch.finfo(c.dtype).tiny)  # never 0
-        s = size.div_(whole).mul_(c)  # z / (z + ε sign z) = |z| / (|z| + ε)
-        stabilised = row_sums(torch.sign(call.y, out=whole).mul_(s)).mul_(self.epsilon)
+        epsilon = max(self.epsilon, torch.finfo(c.dtype).tiny)  # |z| + ε is never 0
+        if call.rectified:
+            s = torch.add(call.y, epsilon, out=call.scratch.take("stabilised", call.y))
+            torch.addcdiv(c, c, s, value=-epsilon, out=s)
+            bias = s.new_full((1,), epsilon) if call.op.bias is None else call.op.bias + epsilon
+            with_bias = call.op.dot_bias(s, bias)  # the stabiliser is one more bias
+            return Shared(call.backward(s, spent=True), with_bias)
+        # With t = c / (|z| + ε) the stabiliser absorbs ε z t, and |z| t = c - ε t goes back.
+        t = torch.abs(call.y, out=call.scratch.take("stabilised", call.y)).add_(epsilon)
+        torch.div(c, t, out=t)
+        stabilised = row_dots(call.y, t).mul_(epsilon)
+        s = torch.add(c, t, alpha=-epsilon, out=t)
         absorbed = _sum(stabilised, call.taken_by_bias(s))
         return Shared(call.backward(s, spent=True), absorbed)
 
@@ -227,6 +250,10 @@ class Recurrent(Epsilon):
         super().__post_init__()
         if not 0 <= self.bias_factor <= 1:
             raise SettingError(f"bias_factor is {self.bias_factor}, it must lie between 0 and 1", "give 0 (or 1)")
+
+    @property
+    def reads_input(self) -> bool:
+        return self.bias_factor > 0
 
     def bias_share(self, z: Tensor, bias: Tensor | None) -> Tensor:
         """δ (b + ε sign z)."""
@@ -270,11 +297,13 @@ class AlphaBeta(Rule):
         s_negative, lost_negative, bias_negative = None, None, None
         if self.beta:
             # -β R / z⁻ with both signs turned, so that the sum is >= 0.
-            relevance = (c * call.y).mul_(self.beta)
+            relevance = call.relevance(c, "relevance -").mul_(self.beta)
             s_negative, lost_negative = _divide_by_sum(relevance, call.contributions(-1).neg_())
             lost_negative = None if lost_negative is None else -lost_negative
             bias_negative = call.taken_by_bias(s_negative, -1)
-        relevance = c * call.y if self.alpha == 1 else (c * call.y).mul_(self.alpha)
+        relevance = call.relevance(c)
+        if self.alpha != 1:
+            relevance.mul_(self.alpha)
         s_positive, lost_positive = _divide_by_sum(relevance, call.contributions(1))
         absorbed = _sum(lost_positive, lost_negative, call.taken_by_bias(s_positive, 1), bias_negative)
         return Shared(call.signed_backward(s_positive, s_negative), absorbed)

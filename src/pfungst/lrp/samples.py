@@ -53,11 +53,14 @@ def spread(shape: Sequence[int], samples: Samples, batch: int, device: Any) -> T
     return column.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
 
 
-def compressed(index: Tensor, batch: int) -> Samples:
-    """``index`` with size 1 along axes on which it does not change; None if samples follow one another."""
-    shape = index.shape
-    for axis, (size, stride) in enumerate(zip(shape, index.stride(), strict=True)):
-        if size > 1 and (stride == 0 or bool((index == index.narrow(axis, 0, 1)).all())):
+def compressed(index: Tensor, batch: int, shape: torch.Size | None = None) -> Samples:
+    """``index`` with size 1 along axes on which it does not change; None if samples follow one another.
+
+    ``shape``: that of the tensor, where ``index`` has fewer entries.
+    """
+    shape, index = index.shape if shape is None else shape, _once(index)
+    for axis, size in enumerate(index.shape):
+        if size > 1 and bool((index == index.narrow(axis, 0, 1)).all()):
             index = index.narrow(axis, 0, 1)
     plain = spread(shape, None, batch, index.device)
     if plain is None or (shape[0] % batch == 0 and index.numel() != index.shape[0]):
@@ -73,9 +76,19 @@ def after_moving(func: Callable[..., Any], args: Any, kwargs: Any, result: Any, 
     def known(index: Any, value: Any) -> Any:
         if isinstance(index, list | tuple):
             return [known(i, v) for i, v in zip(index, value, strict=True)]
-        return compressed(filled(index), batch) if isinstance(index, Tensor) and index.dtype == torch.int32 else None
+        if not isinstance(index, Tensor) or index.dtype != torch.int32:
+            return None
+        return compressed(filled(_once(index)), batch, index.shape)
 
     return known(moved, result)
+
+
+def _once(index: Tensor) -> Tensor:
+    """Without the repetitions of an expanded tensor."""
+    for axis, stride in enumerate(index.stride()):
+        if stride == 0 and index.shape[axis] > 1:
+            index = index.narrow(axis, 0, 1)
+    return index
 
 
 def filled(index: Tensor) -> Tensor:
