@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import torch
 from test_engine import Net, out, plain
 from test_targets import X
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pfungst.errors import PfungstError, RelevanceError, SettingError, UnknownFunction
 from pfungst.lrp import LRP, Margin, Region, Several, preset
@@ -261,3 +263,54 @@ def test_one_result_is_not_changed_by_the_next() -> None:
     assert torch.equal(first.scores, second.scores)
     assert first.ledger.keys() == second.ledger.keys()
     assert Flat().label in lrp.trace(X).steps[0].rule
+
+
+class InPlace(nn.Module):
+    """In-place functions of every kind, on values that are used again and on views of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.hardswish(self.first(x), inplace=True)
+        y = self.second(x)
+        y[:, :2].sigmoid_()
+        y[:, 2:] += x[:, 2:]
+        y = functional.silu(y, inplace=True).add_(x).clamp_(-5, 5)
+        y = y.unsqueeze_(1).squeeze_(1).permute(0, 2, 3, 1)
+        return self.head(torch.tanh_(self.norm(y)).mean((1, 2)))
+
+
+class Steps(nn.Module):
+    """A recurrent layer over the rows of a picture, both ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(18, 4, 2, batch_first=True, bidirectional=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x.transpose(1, 2).flatten(2))[0].mean(1))
+
+
+@pytest.mark.parametrize("preset", ["epsilon", "epsilon-plus", "attnlrp", "arras"])
+def test_explanations_leave_nothing_behind(preset: str) -> None:
+    """Not even until the garbage collector comes, which on a GPU would be too late."""
+    model = InPlace().eval() if preset != "arras" else Steps().eval()
+    lrp, x = LRP(model, preset), torch.randn(2, 3, 6, 6)
+    layers = ["second"] if preset != "arras" else ["rnn"]
+
+    def alive() -> int:
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    lrp(x, layers=layers)
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        for _ in range(3):
+            lrp(x, layers=layers)
+        assert alive() == before
+    finally:
+        gc.enable()

@@ -28,9 +28,14 @@ def other_operand(x: Tensor, args: Any, kwargs: Any, default: float) -> Any:
 def as_function_of(x: Tensor, func: Callable[..., Any], args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
     """The call with another tensor in the place of ``x``, all else the same."""
 
+    here = [i for i, v in enumerate(args) if v is x]
+    words = [k for k, v in kwargs.items() if v is x]
+    # Not ``x`` itself: what is kept for the way back would keep it, and the graph behind it, alive.
+    others, named = [None if v is x else v for v in args], {k: v for k, v in kwargs.items() if v is not x}
+
     def compute(value: Tensor) -> Tensor:
-        positional = [value if v is x else v for v in args]
-        result: Tensor = func(*positional, **{k: value if v is x else v for k, v in kwargs.items()})
+        positional = [value if i in here else v for i, v in enumerate(others)]
+        result: Tensor = func(*positional, **named, **dict.fromkeys(words, value))
         return result
 
     return compute

@@ -261,7 +261,7 @@ class LRP:
             run.device = chosen.device
             self.preset.check_names([step.name for step in run.steps if step.kind])
             places = _places(run, kept, keep)
-            run.marks.writes.clear()  # they keep the memory of what in-place functions changed
+            run.settle()
             return Trace(inputs, chosen, run, places, layers)
 
     def _visit(self, inputs: Inputs, run: Interception, kept: dict[str, Tensor], keep: Sequence[str]) -> Any:

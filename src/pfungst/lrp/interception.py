@@ -150,15 +150,16 @@ class Dispatch(TorchFunctionMode):
         with torch.no_grad():
             views = func(*given[0], **given[1])
 
-        def known(view: Any, value: Any) -> Any:
-            if isinstance(view, list | tuple) and isinstance(value, list | tuple):
-                return type(value)(known(a, b) for a, b in zip(view, value, strict=True))
-            if isinstance(view, Tensor) and any(share_memory(view, original) for original in replaced):
-                self.marks.know(view, value)
-                return view
-            return value
+        return self._known(views, result, replaced)
 
-        return known(views, result)
+    def _known(self, view: Any, value: Any, replaced: dict[Tensor, Tensor]) -> Any:
+        # A method, since a function in a function that calls itself would keep all of this alive.
+        if isinstance(view, list | tuple) and isinstance(value, list | tuple):
+            return type(value)(self._known(a, b, replaced) for a, b in zip(view, value, strict=True))
+        if isinstance(view, Tensor) and any(share_memory(view, original) for original in replaced):
+            self.marks.know(view, value)
+            return view
+        return value
 
     # ---- what a tensor holds after in-place functions ----------------------------------------------------------
 
@@ -202,6 +203,12 @@ class Dispatch(TorchFunctionMode):
         self.hold(tensor)
         with torch.enable_grad():
             return Enter.apply(tensor) if mark.raw else tensor
+
+    def settle(self) -> None:
+        """The forward pass is over: let go what served it only."""
+        self.marks.settle()
+        self.outputs.clear()
+        self.merged.clear()
 
     def hold(self, tensor: Tensor) -> None:
         """Relevance can start or be read at this tensor."""

@@ -124,6 +124,17 @@ class Marks:
         self.writes.setdefault(_memory(tensor), []).append(Write(tensor, result))
         self.know(tensor, result)
 
+    def settle(self) -> None:
+        """The forward pass is over: let go what only later calls would have asked for.
+
+        It would keep the memory of what in-place functions changed, and, as marks are reached from the graph that
+        they hold, that of the whole pass for ever.
+        """
+        self.writes.clear()
+        self.views.clear()
+        for mark, _ in list(self._by_id.values()):
+            mark.current = mark.source = mark.normed = None
+
     def reshape(self, tensor: Tensor, view: Tensor) -> None:
         """An in-place function like ``unsqueeze_`` made ``tensor`` another view of its memory."""
         if view is not tensor:

@@ -71,16 +71,16 @@ def compressed(index: Tensor, batch: int, shape: torch.Size | None = None) -> Sa
 
 def after_moving(func: Callable[..., Any], args: Any, kwargs: Any, result: Any, batch: int) -> Any:
     """Samples of the result(s) of a function that only moves values, from a run on sample numbers instead."""
-    moved = func(*args, **kwargs)
+    return _known(func(*args, **kwargs), result, batch)
 
-    def known(index: Any, value: Any) -> Any:
-        if isinstance(index, list | tuple):
-            return [known(i, v) for i, v in zip(index, value, strict=True)]
-        if not isinstance(index, Tensor) or index.dtype != torch.int32:
-            return None
-        return compressed(filled(_once(index)), batch, index.shape)
 
-    return known(moved, result)
+def _known(index: Any, value: Any, batch: int) -> Any:
+    """Samples from moved sample numbers, for each value of a result."""
+    if isinstance(index, list | tuple):
+        return [_known(i, v, batch) for i, v in zip(index, value, strict=True)]
+    if not isinstance(index, Tensor) or index.dtype != torch.int32:
+        return None
+    return compressed(filled(_once(index)), batch, index.shape)
 
 
 def _once(index: Tensor) -> Tensor:
