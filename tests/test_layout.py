@@ -23,12 +23,13 @@ domains weights
 hub
 models
 vectors heatmaps charts
-neighbours
+neighbours properties clusters
 spectra embeddings
 findings regions
 interventions
 maps
 strategies
+portraits
 verdicts
 reports
 pipeline explain

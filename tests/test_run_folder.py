@@ -25,6 +25,7 @@ from PIL import Image
 import pfungst
 from pfungst.errors import RunError
 from pfungst.models import LoadedModel, load_model
+from pfungst.properties import FILED, NAMES, SEEN
 from pfungst.store import Run
 
 QUICK = {"min_size": 100}  # too few pictures for groups, so that an audit is over at once
@@ -73,7 +74,7 @@ def test_samples(finished: Path, small: Small) -> None:
     table = pq.read_table(finished / "samples.parquet")
     assert table.column_names == [
         "id", "path", "label", "prediction", "probability", "class", "score", "absorbed",
-        "cluster", "x", "y", "outlier", "finding", "set_aside",
+        "cluster", "x", "y", "outlier", "finding", "set_aside", *NAMES,
     ]  # fmt: skip
     rows = table.to_pylist()
     assert [row["id"] for row in rows] == [f"{name}/{i:02d}.png" for name in ("leaf", "rose") for i in range(40)]
@@ -95,6 +96,7 @@ def test_arrays(finished: Path) -> None:
         "strongest:colours": ((80, 4), "float32"), "explained": number, "absorbed": ((80,), "float64"),
         "target": ((80,), "int32"), "prediction": ((80,), "int32"), "probability": number,
         "target_probability": number, "status": ((80,), "uint8"),
+        "properties": ((80, len(SEEN)), "float32"), "file": ((80, len(FILED)), "float32"),
     }  # fmt: skip
     assert all(len(str(array.attrs["meaning"])) > 10 for _, array in store.arrays())
     values = {name: np.asarray(array[:]) for name, array in store.arrays()}

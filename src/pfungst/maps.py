@@ -15,6 +15,7 @@ from pfungst.domains.labels import shorten
 from pfungst.errors import DataError, ModelError, PfungstError
 from pfungst.lrp import LRP
 from pfungst.models import LoadedModel
+from pfungst.properties import FILED, measure_file, measure_pixels
 from pfungst.settings import Settings
 from pfungst.store import BLOCK, Run
 from pfungst.vectors import choose_layers, pool_channels, pool_maps
@@ -167,25 +168,33 @@ def map_relevance(run: Run, subject: Subject, progress: Progress) -> None:
     for block in blocks:
         if block not in done:
             rows = np.arange(block * BLOCK, min(count, (block + 1) * BLOCK))
-            arrays, skipped = _map_block(subject, rows, progress)
+            arrays, skipped, cameras = _map_block(subject, rows, progress)
             shapes = {name: (tuple(a.shape[1:]), str(a.dtype)) for name, a in arrays.items()}
             run.create_arrays(count, shapes)
             run.write_json(f"skipped/{block:06d}.json", {subject.data.ids[row]: why for row, why in skipped.items()})
+            if cameras:
+                run.write_json(f"cameras/{block:06d}.json", {str(row): camera for row, camera in cameras.items()})
             run.write_block(block, arrays)
         progress("relevance", min(count, (block + 1) * BLOCK), count)
 
 
-def _map_block(subject: Subject, rows: np.ndarray, progress: Progress) -> tuple[dict[str, np.ndarray], dict[int, str]]:
-    """All arrays of one block, rows of unreadable pictures left at zero; and why pictures were skipped."""
+def _map_block(
+    subject: Subject, rows: np.ndarray, progress: Progress
+) -> tuple[dict[str, np.ndarray], dict[int, str], dict[int, str]]:
+    """All arrays of one block, rows of unreadable pictures left at zero; why pictures were skipped; the cameras."""
     settings = subject.settings
     arrays: dict[str, np.ndarray] = {}
     skipped: dict[int, str] = {}
+    cameras: dict[int, str] = {}
     for start in range(0, len(rows), settings.batch_size):
         batch = rows[start : start + settings.batch_size]
         inputs, ok, bad = load_batch(subject.data, batch.tolist(), subject.preprocess, settings.workers)
         skipped.update({row: f"unreadable: {why}" for row, why in bad.items()})
         if ok:
             found = explain_batch(subject, inputs, np.asarray(ok))
+            headers = [measure_file(subject.data.paths[row]) for row in ok]
+            found["file"] = np.array([numbers for numbers, _ in headers], np.float32)
+            cameras.update({row: camera for row, (_, camera) in zip(ok, headers, strict=True) if camera})
             for name, values in found.items():
                 if name not in arrays:
                     arrays[name] = np.zeros((len(rows), *values.shape[1:]), values.dtype)
@@ -196,7 +205,8 @@ def _map_block(subject: Subject, rows: np.ndarray, progress: Progress) -> tuple[
     if not arrays:  # nothing readable in this block: the arrays' shapes come from the layers
         empty = explain_batch(subject, _first_readable(subject.data, subject.preprocess), rows[:1])
         arrays = {name: np.zeros((len(rows), *values.shape[1:]), values.dtype) for name, values in empty.items()}
-    return arrays, skipped
+        arrays["file"] = np.zeros((len(rows), len(FILED)), np.float32)
+    return arrays, skipped, cameras
 
 
 def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -228,6 +238,7 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
         "probability": output.softmax(1).amax(1),
         "target_probability": output.softmax(1).gather(1, target[:, None])[:, 0],
         "status": torch.where(finite, READ, NOT_READ),
+        "properties": measure_pixels(subject.preprocess.to_pixels(inputs)),
     }
     if subject.settings.full_maps:
         arrays["relevance"] = result.scores.sum(1)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 
 
 def neighbour_count(n: int) -> int:
@@ -49,3 +50,18 @@ def measure_outliers(vectors: np.ndarray) -> np.ndarray:
     means = find_nearest(vectors, k)[1].mean(1)
     middle = float(np.median(means))
     return means / middle if middle > 0 else np.ones(len(vectors))
+
+
+def find_duplicates(vectors: np.ndarray, distance: float = 0.02) -> list[np.ndarray]:
+    """Groups of rows (n, d), of unit norm, that are the same but for trifles: nearer than ``distance`` in a chain."""
+    n = len(vectors)
+    k = min(max(8, neighbour_count(n)), n - 1)
+    if k < 1:
+        return []
+    nearest, distances = find_nearest(vectors, k)
+    close = distances <= distance
+    graph = csr_matrix((np.ones(int(close.sum())), (np.nonzero(close)[0], nearest[close])), shape=(n, n))
+    _, labels = connected_components(graph, directed=False)
+    order = np.argsort(labels, kind="stable")
+    groups = np.split(order, np.cumsum(np.bincount(labels))[:-1])
+    return [group for group in groups if len(group) > 1]

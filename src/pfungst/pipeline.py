@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from pfungst.domains.image import ImageData, read_images
@@ -22,6 +23,8 @@ from pfungst.errors import SettingError
 from pfungst.interventions import Verdict, correct, examine
 from pfungst.maps import READ, Progress, Subject, limit_data, map_relevance, prepare
 from pfungst.models import LoadedModel, load_model
+from pfungst.portraits import read_columns
+from pfungst.properties import NAMES
 from pfungst.reports import write_report
 from pfungst.settings import Settings
 from pfungst.store import Run
@@ -158,6 +161,9 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
         "finding": [findings.get(name) for name in data.ids],
         "set_aside": set_aside(run, subject),
     }
+    for name, numbers in read_columns(run, subject).numbers.items():
+        if name in NAMES:
+            columns[name] = pa.array(numbers, mask=unread | np.isnan(numbers))
     if data.metadata is not None:
         for name in data.metadata.column_names:
             columns[name if name not in columns else f"metadata:{name}"] = data.metadata.column(name)

@@ -95,6 +95,7 @@ def _finding(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
         **finding,
         "mean_image": _image(run, f"{folder}/mean.png"),
         "mask_image": _image(run, finding["where"]["mask"]),
+        "why_image": _image(run, finding["why"]),
         "pictures": [
             {"sample": e["sample"], "input": _image(run, e["input"]), "overlay": _image(run, e["overlay"])}
             for e in finding["exemplars"]

@@ -28,6 +28,8 @@ ARRAYS = {
     "what": "relevance at the output of the named layer, by channel, summed over places",
     "strongest": "relevance at the output of the named layer, by channel, its greatest value over places",
     "relevance": "relevance of the input, summed over channels, one value a pixel of the model's input",
+    "properties": "brightness, tint, blur ... of the picture as the model gets it (samples.parquet names them)",
+    "file": "width, height, compression ... of the picture's file (samples.parquet names them), nan where unknown",
     "explained": "the output (logit) that is explained: target",
     "absorbed": "part of the output that biases and stabilisers took: explained = sum of relevance + absorbed",
     "target": "index of the explained class",

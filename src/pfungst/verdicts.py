@@ -23,6 +23,7 @@ from pfungst.interventions import (
     paste,
 )
 from pfungst.maps import READ, Progress, Subject, input_bounds
+from pfungst.portraits import describe_portrait, draw_portrait, explain_place, read_columns
 from pfungst.regions import Laboratory, Region, control_masks, find_direction
 from pfungst.settings import Settings
 from pfungst.store import Run
@@ -66,6 +67,8 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
             case = make_case(run, subject, candidate)
             verdict = examine(lab, case, most=settings.samples, seed=settings.seed)
             pictures = _draw(run, subject, lab, case, verdict, name)
+            why = heatmaps.color(explain_place(run, candidate))
+            run.write_bytes(f"findings/{name}/why.png", encode_png(heatmaps.enlarge(why, size=224)))
             kept = {"verdict": _verdict_record(verdict), **pictures}
             run.write_table(f"findings/{name}/interventions.parquet", _columns(verdict.evidence))
             run.write_json(f"findings/{name}/verdict.json", kept)
@@ -73,8 +76,9 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
         entries.append((name, candidate, kept))
     progress("interventions", len(candidates), len(candidates))
     final = correct(verdicts, [candidate.suspicion for candidate in candidates], make_standard(settings))
+    columns = read_columns(run, subject)
     findings = [
-        _finding(run, subject, name, rank, candidate, kept, verdict)
+        _finding(run, subject, name, rank, candidate, kept, verdict, draw_portrait(run, subject, candidate, columns))
         for rank, ((name, candidate, kept), verdict) in enumerate(zip(entries, final, strict=True), 1)
     ]
     run.write_json("findings.json", {"version": 1, "untested": untested, "findings": findings})
@@ -107,13 +111,20 @@ def read_verdict(record: dict[str, Any]) -> Verdict:
 
 
 def _finding(
-    run: Run, subject: Subject, name: str, rank: int, candidate: Candidate, kept: dict[str, Any], verdict: Verdict
+    run: Run,
+    subject: Subject,
+    name: str,
+    rank: int,
+    candidate: Candidate,
+    kept: dict[str, Any],
+    verdict: Verdict,
+    portrait: dict[str, Any],
 ) -> dict[str, Any]:
     """One entry of ``findings.json``."""
     size, share = len(candidate.members), len(candidate.members) / (len(candidate.members) + len(candidate.others))
     label = subject.classes[candidate.class_index]
     place = kept["place"]
-    probability = run.read_array("target_probability")
+    summary = _summary(verdict, label, size, size + len(candidate.others), place)
     return {
         "id": name,
         "rank": rank,
@@ -125,17 +136,15 @@ def _finding(
         "views": list(candidate.views),
         "where": {"kind": verdict.region.kind, "place": place, "box": kept["box"], "area": verdict.region.area,
                   "source": verdict.region.source, "mask": f"findings/{name}/mask.png"},
-        "summary": _summary(verdict, label, size, size + len(candidate.others), place),
+        "summary": " ".join([summary, *describe_portrait(portrait, size)]),
         "verdict": verdict.verdict,
         "p": verdict.p,
         "reason": verdict.reason,
         "distance": verdict.distance,
-        "probability": {
-            "members": float(probability[candidate.members].mean()),
-            "others": float(probability[candidate.others].mean()),
-        },
         "evidence": [{**asdict(one), "interval": list(one.interval)} for one in verdict.evidence],
         "exemplars": kept["exemplars"],
+        "why": f"findings/{name}/why.png",
+        **portrait,
         "samples": [subject.data.ids[row] for row in candidate.members],
     }  # fmt: skip
 
