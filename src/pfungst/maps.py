@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from pfungst.vectors import choose_layers, pool_channels, pool_maps
 
 Progress = Callable[[str, int, int], None]
 NOT_READ, READ = 0, 1
+_AHEAD = 2  # batches read before they are asked for
 
 
 @dataclass(frozen=True)
@@ -160,59 +163,102 @@ def limit_data(data: ImageData, settings: Settings) -> ImageData:
     return data.select(np.sort(np.argsort(rank, kind="stable")[: settings.limit]))
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Pictures read from disk: their inputs, the rows that could be read, why the others could not, and their files."""
+
+    rows: np.ndarray
+    inputs: Tensor
+    ok: list[int]
+    bad: dict[int, str]
+    files: list[tuple[list[float], str]]
+
+
 def map_relevance(run: Run, subject: Subject, progress: Progress) -> None:
     """Relevance of every picture, pooled, into ``pooled.zarr``; block by block, going on where it stopped."""
-    count = len(subject.data)
-    blocks = range((count + BLOCK - 1) // BLOCK)
+    count, size = len(subject.data), subject.settings.batch_size
     done = set(run.blocks_done())
-    for block in blocks:
-        if block not in done:
-            rows = np.arange(block * BLOCK, min(count, (block + 1) * BLOCK))
-            arrays, skipped, cameras = _map_block(subject, rows, progress)
-            shapes = {name: (tuple(a.shape[1:]), str(a.dtype)) for name, a in arrays.items()}
-            run.create_arrays(count, shapes)
-            run.write_json(f"skipped/{block:06d}.json", {subject.data.ids[row]: why for row, why in skipped.items()})
-            if cameras:
-                run.write_json(f"cameras/{block:06d}.json", {str(row): camera for row, camera in cameras.items()})
-            run.write_block(block, arrays)
-        progress("relevance", min(count, (block + 1) * BLOCK), count)
+    todo = [
+        np.arange(block * BLOCK, min(count, (block + 1) * BLOCK))
+        for block in range((count + BLOCK - 1) // BLOCK)
+        if block not in done
+    ]
+    batches = _read_ahead(subject, [rows[i : i + size] for rows in todo for i in range(0, len(rows), size)])
+    for rows in todo:
+        arrays, skipped, cameras = _map_block(subject, rows, batches, progress)
+        block = int(rows[0]) // BLOCK
+        run.create_arrays(count, {name: (tuple(a.shape[1:]), str(a.dtype)) for name, a in arrays.items()})
+        run.write_json(f"skipped/{block:06d}.json", {subject.data.ids[row]: why for row, why in skipped.items()})
+        if cameras:
+            run.write_json(f"cameras/{block:06d}.json", {str(row): camera for row, camera in cameras.items()})
+        run.write_block(block, arrays)
+    progress("relevance", count, count)
+
+
+def _read_ahead(subject: Subject, batches: list[np.ndarray]) -> Iterator[_Batch]:
+    """The batches in their order, the next one read by other threads while the model works on this one."""
+
+    def read(rows: np.ndarray) -> _Batch:
+        inputs, ok, bad = load_batch(subject.data, rows.tolist(), subject.preprocess, subject.settings.workers)
+        return _Batch(rows, inputs, ok, bad, [measure_file(subject.data.paths[row]) for row in ok])
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque(reader.submit(read, rows) for rows in batches[:_AHEAD])
+        for rows in batches[_AHEAD:]:
+            coming.append(reader.submit(read, rows))
+            yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def _map_block(
-    subject: Subject, rows: np.ndarray, progress: Progress
+    subject: Subject, rows: np.ndarray, batches: Iterator[_Batch], progress: Progress
 ) -> tuple[dict[str, np.ndarray], dict[int, str], dict[int, str]]:
     """All arrays of one block, rows of unreadable pictures left at zero; why pictures were skipped; the cameras."""
-    settings = subject.settings
     arrays: dict[str, np.ndarray] = {}
     skipped: dict[int, str] = {}
     cameras: dict[int, str] = {}
-    for start in range(0, len(rows), settings.batch_size):
-        batch = rows[start : start + settings.batch_size]
-        inputs, ok, bad = load_batch(subject.data, batch.tolist(), subject.preprocess, settings.workers)
-        skipped.update({row: f"unreadable: {why}" for row, why in bad.items()})
-        if ok:
-            found = explain_batch(subject, inputs, np.asarray(ok))
-            headers = [measure_file(subject.data.paths[row]) for row in ok]
-            found["file"] = np.array([numbers for numbers, _ in headers], np.float32)
-            cameras.update({row: camera for row, (_, camera) in zip(ok, headers, strict=True) if camera})
-            for name, values in found.items():
-                if name not in arrays:
-                    arrays[name] = np.zeros((len(rows), *values.shape[1:]), values.dtype)
-                arrays[name][np.asarray(ok) - rows[0]] = values
-            broken = [row for row, status in zip(ok, found["status"], strict=True) if status != READ]
-            skipped.update(dict.fromkeys(broken, "the model returns NaN or infinity"))
-        progress("relevance", int(batch[-1]) + 1, len(subject.data))
+    waiting: list[tuple[_Batch, dict[str, Tensor]]] = []
+
+    def keep() -> None:
+        """Fetch what was computed; a GPU works on the batch after it meanwhile."""
+        batch, found = waiting.pop(0)
+        for name, values in {**_as_arrays(found), "file": _file_numbers(batch)}.items():
+            if name not in arrays:
+                arrays[name] = np.zeros((len(rows), *values.shape[1:]), values.dtype)
+            arrays[name][np.asarray(batch.ok) - rows[0]] = values
+        broken = [row for row, status in zip(batch.ok, found["status"].tolist(), strict=True) if status != READ]
+        skipped.update(dict.fromkeys(broken, "the model returns NaN or infinity"))
+        cameras.update({row: camera for row, (_, camera) in zip(batch.ok, batch.files, strict=True) if camera})
+
+    done = 0
+    while done < len(rows):
+        batch = next(batches)
+        skipped.update({row: f"unreadable: {why}" for row, why in batch.bad.items()})
+        if batch.ok:
+            waiting.append((batch, explain_batch(subject, batch.inputs, np.asarray(batch.ok))))
+        if len(waiting) > 1:
+            keep()
+        done += len(batch.rows)
+        progress("relevance", int(batch.rows[-1]) + 1, len(subject.data))
+    while waiting:
+        keep()
     if not arrays:  # nothing readable in this block: the arrays' shapes come from the layers
-        empty = explain_batch(subject, _first_readable(subject.data, subject.preprocess), rows[:1])
+        empty = _as_arrays(explain_batch(subject, _first_readable(subject.data, subject.preprocess), rows[:1]))
         arrays = {name: np.zeros((len(rows), *values.shape[1:]), values.dtype) for name, values in empty.items()}
         arrays["file"] = np.zeros((len(rows), len(FILED)), np.float32)
     return arrays, skipped, cameras
 
 
-def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _file_numbers(batch: _Batch) -> np.ndarray:
+    return np.array([numbers for numbers, _ in batch.files], np.float32)
+
+
+def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
     """What is kept of a batch: predictions, the explained score, and relevance by place and by channel."""
+    inputs = _send(inputs, subject.settings.device)
     try:
-        trace = subject.lrp.trace(inputs.to(subject.settings.device), layers=subject.layers)
+        trace = subject.lrp.trace(inputs, layers=subject.layers)
     except PfungstError:
         raise
     except Exception as error:
@@ -220,7 +266,7 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
     output = trace.scores
     finite = torch.isfinite(output).all(1)
     prediction = output.argmax(1)
-    labels = torch.as_tensor(subject.data.labels[rows], device=output.device)
+    labels = _send(torch.from_numpy(subject.data.labels[rows]), subject.settings.device)
     target = prediction if subject.mode == "predicted" else torch.where(labels >= 0, labels, prediction)
     try:
         result = trace.relevance(target, last=True)
@@ -244,8 +290,18 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
         arrays["relevance"] = result.scores.sum(1)
     for layer in subject.layers:
         arrays[f"what:{layer}"], arrays[f"strongest:{layer}"] = pool_channels(result.layers[layer])
+    return {name: values.detach() for name, values in arrays.items()}
+
+
+def _send(values: Tensor, device: str) -> Tensor:
+    """To the device, without waiting for what it is doing."""
+    return values.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else values.to(device)
+
+
+def _as_arrays(found: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """As they are kept on disk."""
     wide = {"absorbed": np.float64, "target": np.int32, "prediction": np.int32, "status": np.uint8}
-    return {name: v.detach().cpu().numpy().astype(wide.get(name, np.float32)) for name, v in arrays.items()}
+    return {name: values.cpu().numpy().astype(wide.get(name, np.float32)) for name, values in found.items()}
 
 
 def _out_of_memory(error: Exception) -> bool:

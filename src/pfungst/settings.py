@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ class Settings:
     )
     batch_size: int = _setting(32, "Pictures asked at once.", low=1)
     device: str = _setting("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
-    workers: int = _setting(2, "Threads that read pictures.", low=0, free=True)
+    workers: int = _setting(min(16, os.cpu_count() or 2), "Threads that read pictures.", low=0, free=True)
     seed: int = _setting(0, "Seed of everything random.", low=0)
     limit: int | None = _setting(None, "Use at most so many pictures, spread over the classes.", low=2)
     suspicion: float = _setting(
