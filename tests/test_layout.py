@@ -24,12 +24,13 @@ hub
 models
 vectors heatmaps charts
 neighbours properties clusters
+alterations
 spectra embeddings
 findings regions
 interventions
 maps
 strategies
-portraits
+probes portraits
 verdicts
 reports
 pipeline explain

@@ -41,6 +41,7 @@ from pfungst.regions import (
 AREAS = (0.02, 0.04, 0.08, 0.16, 0.32)
 # Noise is evidence of its own kind to a network, the more the greater the region: it is reported, it does not decide.
 REQUIRED = ("cut:colour", "cut:exchange", "paste:same place")
+WHOLE = ("undo", "apply")  # the tests that decide on a cue without a place, see probes.py
 MATCHED = ("paste:same place", "paste:same rule")  # the second for moving regions only, and then required too
 
 
@@ -372,40 +373,43 @@ class Standard:
 
 def required(verdict: Verdict) -> list[Evidence]:
     """The tests that decide, those of them that were made."""
-    return [evidence for evidence in verdict.evidence if evidence.test in (*REQUIRED, *MATCHED)]
+    return [evidence for evidence in verdict.evidence if evidence.test in (*REQUIRED, *MATCHED, *WHOLE)]
 
 
 def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> Verdict:
     """The verdict by rule: see ``reason`` of the result.  ``p``: the corrected p of the required tests."""
     tests = {evidence.test: evidence for evidence in verdict.evidence}
-    if any(name not in tests for name in REQUIRED):
+    whole = verdict.region.kind == "whole"
+    if any(name not in tests for name in (WHOLE if whole else REQUIRED)):
         return replace(verdict, verdict="open", p=p, reason="there are no pictures of other classes to paste on")
     needed = required(verdict)
-    signs = [-1 if evidence.test.startswith("cut") else 1 for evidence in needed]
+    signs = [-1 if evidence.test.startswith(("cut", "undo")) else 1 for evidence in needed]
     least = standard.min_share * max(verdict.distance, 0)
     for evidence, sign in zip(needed, signs, strict=True):
         most = max(sign * end for end in evidence.interval)
         if most < least:
             reason = f"{evidence.test}: at most {most:+.2f} in favour, {least:.2f} is the least that counts"
             return replace(verdict, verdict="refuted", p=p, reason=reason)
-    ordinary = tests["paste:ordinary evidence"]
+    ordinary = tests["apply" if whole else "paste:ordinary evidence"]
     if ordinary.interval[1] < 0:
         reason = f"pasted, the region says less for the class than its ordinary evidence ({ordinary.effect:+.2f})"
         return replace(verdict, verdict="refuted", p=p, reason=reason)
-    matched = [evidence for evidence in needed if evidence.test in MATCHED]
+    matched = [evidence for evidence in needed if evidence.test in (*MATCHED, "apply")]
     for evidence in matched:
         if evidence.interval[1] < standard.min_own * evidence.treated:
             share = evidence.control / evidence.treated
-            reason = f"{evidence.test}: ordinary members bring {share:.0%} of the effect, so it is not the group's own"
+            source = "the opposite change brings" if whole else "ordinary members bring"
+            reason = f"{evidence.test}: {source} {share:.0%} of the effect, so it is not the group's own"
             return replace(verdict, verdict="refuted", p=p, reason=reason)
     weak = [e.test for e, sign in zip(needed, signs, strict=True) if sign * e.effect < least]
     weak += [ordinary.test] if ordinary.effect <= 0 else []
     weak += [f"{e.test} (share of its own)" for e in matched if e.effect < standard.min_own * e.treated]
+    tried = "undoing and applying it" if whole else "cut and paste"
     if p <= standard.alpha and not weak and suspicion < standard.separate:
-        reason = f"cut and paste work, but the group is hardly apart from its class (suspicion {suspicion:.2f})"
+        reason = f"{tried} work, but the group is hardly apart from its class (suspicion {suspicion:.2f})"
         return replace(verdict, verdict="open", p=p, reason=reason)
     if p <= standard.alpha and not weak:
-        reason = f"cut and paste both work, beyond every control (corrected p = {p:.2g})"
+        reason = f"{tried} both work, beyond every control (corrected p = {p:.2g})"
         return replace(verdict, verdict="confirmed", p=p, reason=reason)
     reason = f"corrected p = {p:.2g}" + (f"; effect too small to count in {', '.join(weak)}" if weak else "")
     return replace(verdict, verdict="open", p=p, reason=reason)

@@ -18,6 +18,7 @@ from pfungst.errors import DataError, ModelError, PfungstError
 from pfungst.lrp import LRP
 from pfungst.models import LoadedModel
 from pfungst.properties import FILED, measure_file, measure_pixels
+from pfungst.regions import Laboratory
 from pfungst.settings import Settings
 from pfungst.store import BLOCK, Run
 from pfungst.vectors import choose_layers, pool_channels, pool_maps
@@ -87,6 +88,12 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
     return Subject(
         model, data, settings, lrp, preprocess, mode, only, choose_layers(trace.steps, settings.layers), classes
     )
+
+
+def make_laboratory(subject: Subject) -> Laboratory:
+    """The laboratory of an audit's model and data."""
+    low, high = (end.flatten() for end in input_bounds(subject.preprocess, subject.settings.device))
+    return Laboratory(subject.lrp, subject.load, low, high, subject.settings.batch_size)
 
 
 def input_bounds(preprocess: Preprocess, device: str) -> tuple[Tensor, Tensor]:

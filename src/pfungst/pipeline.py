@@ -20,16 +20,17 @@ from torch import nn
 
 from pfungst.domains.image import ImageData, read_images
 from pfungst.errors import SettingError
-from pfungst.interventions import Verdict, correct, examine
-from pfungst.maps import READ, Progress, Subject, limit_data, map_relevance, prepare
+from pfungst.interventions import Verdict, correct
+from pfungst.maps import READ, Progress, Subject, limit_data, make_laboratory, map_relevance, prepare
 from pfungst.models import LoadedModel, load_model
 from pfungst.portraits import read_columns
+from pfungst.probes import probe_properties
 from pfungst.properties import NAMES
 from pfungst.reports import write_report
 from pfungst.settings import Settings
 from pfungst.store import Run
 from pfungst.strategies import find_strategies, rank_candidates, read_strategies, set_aside
-from pfungst.verdicts import make_case, make_laboratory, make_standard, prove_findings
+from pfungst.verdicts import examine_candidate, make_case, make_standard, prove_findings
 
 
 def audit(
@@ -173,6 +174,7 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
 STAGES: tuple[tuple[str, Callable[[Run, Subject, Progress], None]], ...] = (
     ("relevance", map_relevance),
     ("strategies", find_strategies),
+    ("properties", probe_properties),
     ("interventions", prove_findings),
     ("samples", write_samples),
 )
@@ -197,9 +199,10 @@ class Finding:
         """Repeat the interventions with other random draws (another split, other partners, other noise)."""
         run, subject = self._audit.run, self._audit.subject
         candidates, _ = rank_candidates(run, subject)
-        case = make_case(run, subject, candidates[self.record["rank"] - 1])
+        candidate = candidates[self.record["rank"] - 1]
+        case = make_case(run, subject, candidate)
         settings = replace(subject.settings, seed=subject.settings.seed + 1 if seed is None else seed)
-        verdict = examine(make_laboratory(subject), case, most=settings.samples, seed=settings.seed)
+        verdict = examine_candidate(subject, make_laboratory(subject), case, candidate, settings.seed)
         return correct([verdict], [self.record["suspicion"]], make_standard(settings))[0]
 
 

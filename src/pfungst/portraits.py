@@ -70,7 +70,7 @@ def draw_portrait(run: Run, subject: Subject, candidate: Candidate, columns: Col
     members, others = candidate.members, candidate.others
     traits = describe_group(members, others, columns.numbers, columns.values)
     ids = subject.data.ids
-    view = candidate.views[0]
+    view = candidate.shown_in
     inside, outside = (unit_rows(run.read_view(view, rows)) for rows in (members, others))
     centres = np.stack([inside.mean(0), outside.mean(0)])
     evidence, _ = explain_membership(inside, centres, 0)

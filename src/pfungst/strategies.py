@@ -29,6 +29,12 @@ class Candidate:
     others: np.ndarray
     suspicion: float
     views: tuple[str, ...]
+    alteration: dict[str, Any] | None = None  # of a group by property: what makes a picture like its members
+
+    @property
+    def shown_in(self) -> str:
+        """The view of relevance in which to look at the members."""
+        return "where" if self.alteration else self.views[0]
 
 
 def set_aside(run: Run, subject: Subject) -> list[str]:
@@ -106,6 +112,13 @@ def read_strategies(run: Run) -> Iterator[dict[str, Any]]:
         yield run.read_json(f"classes/{path.name}")
 
 
+def _groups_by_property(run: Run, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """What ``probes.py`` found in a class; nothing where it was not asked."""
+    found = run.read_json(f"properties/{entry['class_index']:04d}.json")
+    groups: list[dict[str, Any]] = found["groups"] if found else []
+    return groups
+
+
 def rank_candidates(run: Run, subject: Subject) -> tuple[list[Candidate], int]:
     """The groups to be tested, most suspicious first, and how many more were suspicious enough."""
     found = [
@@ -115,9 +128,10 @@ def rank_candidates(run: Run, subject: Subject) -> tuple[list[Candidate], int]:
             np.setdiff1d(entry["rows"], group["rows"]),
             group["suspicion"],
             tuple(group["views"]),
+            group.get("alteration"),
         )
         for entry in read_strategies(run)
-        for group in entry["groups"]
+        for group in [*entry["groups"], *_groups_by_property(run, entry)]
         if group["suspicion"] >= subject.settings.suspicion
     ]
     found.sort(key=lambda c: (-c.suspicion, c.class_index, c.members[0]))
