@@ -27,6 +27,7 @@ neighbours properties clusters
 alterations
 spectra embeddings
 findings regions
+cuts
 interventions
 maps
 strategies

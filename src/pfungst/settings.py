@@ -71,7 +71,12 @@ class Settings:
     )
     max_findings: int = _setting(12, "Test at most so many groups, the most suspicious ones.", low=1)
     min_size: int = _setting(8, "Least number of pictures in a group.", low=6, advanced=True)
-    samples: int = _setting(48, "Pictures of each role in an intervention, at most.", low=8, advanced=True)
+    samples: int = _setting(
+        48,
+        "Pictures of each role in an intervention; up to four times as many where effects vary.",
+        low=8,
+        advanced=True,
+    )
     min_share: float = _setting(
         0.1,
         "Least effect that counts, as a share of the way from other classes' scores to the group's.",

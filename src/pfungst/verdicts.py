@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pfungst import heatmaps
 from pfungst.alterations import Alteration
+from pfungst.cuts import fill_colour, paste
 from pfungst.heatmaps import encode_png
 from pfungst.interventions import (
     Case,
@@ -20,9 +21,7 @@ from pfungst.interventions import (
     Verdict,
     correct,
     examine,
-    fill_colour,
     observe,
-    paste,
 )
 from pfungst.maps import READ, Progress, Subject, make_laboratory
 from pfungst.portraits import describe_portrait, draw_portrait, explain_place, read_columns
@@ -86,7 +85,7 @@ def examine_candidate(subject: Subject, lab: Laboratory, case: Case, candidate: 
     settings = subject.settings
     chosen = settings.seed if seed < 0 else seed
     if candidate.alteration is None:
-        return examine(lab, case, most=settings.samples, seed=chosen)
+        return examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=chosen)
     alteration = restore_alteration(candidate.alteration)
     return examine_alteration(lab, subject.preprocess, case, alteration, most=settings.samples, seed=chosen)
 
