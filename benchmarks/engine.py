@@ -400,7 +400,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), help=f"of {', '.join(METHODS)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch", type=int, help="samples in one call (4 on a CPU, 32 on a GPU)")
+    parser.add_argument("--batch", type=int, help="samples in one call (4 on a CPU, 128 on a GPU)")
     parser.add_argument("--repeats", type=int, default=7, help="turns; the medians are over these")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--packages", type=Path, nargs="*", default=[], help="folders to import captum and lxt from")
@@ -410,7 +410,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.worker:
         return work(arguments.worker)
-    arguments.batch = arguments.batch or (32 if arguments.device == "cuda" else 4)
+    arguments.batch = arguments.batch or (128 if arguments.device == "cuda" else 4)
     for label in arguments.methods:
         plain, _, variant = label.partition("@")
         if plain not in METHODS or (variant and variant not in VARIANTS):
