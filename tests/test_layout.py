@@ -30,7 +30,7 @@ findings regions
 cuts
 interventions
 maps
-strategies
+engines strategies
 probes portraits
 verdicts
 reports

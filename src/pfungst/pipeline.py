@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from pfungst.domains.image import ImageData, read_images
+from pfungst.domains.image import ImageData
+from pfungst.engines import map_blocks_on_ray
 from pfungst.errors import SettingError
 from pfungst.interventions import Verdict, correct
-from pfungst.maps import READ, Progress, Subject, limit_data, make_laboratory, map_relevance, prepare
-from pfungst.models import LoadedModel, load_model
+from pfungst.maps import READ, Progress, Subject, make_laboratory, map_blocks, map_relevance, open_subject
+from pfungst.models import LoadedModel
 from pfungst.portraits import read_columns
 from pfungst.probes import probe_properties
 from pfungst.properties import NAMES
@@ -78,23 +79,6 @@ def make_settings(given: dict[str, Any]) -> Settings:
         if isinstance(given.get(name), int | float):
             given = {**given, name: (float(given[name]),)}
     return Settings(**given)
-
-
-def open_subject(model: str | nn.Module | LoadedModel, images: str | Path | ImageData, settings: Settings) -> Subject:
-    """Load model and data, check that they fit, and settle preprocessing, target and layers."""
-    if not isinstance(model, LoadedModel):
-        model = load_model(
-            model,
-            weights=settings.weights,
-            device=settings.device,
-            size=settings.size,
-            mean=settings.mean,
-            std=settings.std,
-            channels=settings.channels,
-            classes=settings.classes,
-        )
-    data = images if isinstance(images, ImageData) else read_images(images, model.classes)
-    return prepare(model, limit_data(data, settings), settings)
 
 
 def identity(subject: Subject, progress: Progress) -> dict[str, Any]:
@@ -171,8 +155,13 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
     run.write_table("samples.parquet", columns)
 
 
+def compute_relevance(run: Run, subject: Subject, progress: Progress) -> None:
+    """Relevance of every picture, by this process or by those of a Ray cluster."""
+    map_relevance(run, subject, progress, map_blocks_on_ray if subject.settings.engine == "ray" else map_blocks)
+
+
 STAGES: tuple[tuple[str, Callable[[Run, Subject, Progress], None]], ...] = (
-    ("relevance", map_relevance),
+    ("relevance", compute_relevance),
     ("strategies", find_strategies),
     ("properties", probe_properties),
     ("interventions", prove_findings),
