@@ -26,6 +26,7 @@ vectors heatmaps charts
 neighbours properties clusters
 spectra embeddings
 findings regions
+assignments
 interventions
 maps
 strategies

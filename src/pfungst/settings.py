@@ -55,7 +55,9 @@ class Settings:
     )
     batch_size: int = _setting(32, "Pictures asked at once.", low=1)
     device: str = _setting("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
-    workers: int = _setting(2, "Threads that read pictures.", low=0, free=True)
+    workers: int = _setting(
+        2, "Threads that read pictures; processes that analyse classes, where there are many.", low=0, free=True
+    )
     seed: int = _setting(0, "Seed of everything random.", low=0)
     limit: int | None = _setting(None, "Use at most so many pictures, spread over the classes.", low=2)
     suspicion: float = _setting(

@@ -228,6 +228,11 @@ class Run:
                 values[name] = whole[rows[places] - block * BLOCK]
             yield places, values
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array, all samples first."""
+        shape: tuple[int, ...] = self._open(name).shape
+        return shape
+
     def _open(self, name: str) -> Any:
         import zarr
 
