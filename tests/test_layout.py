@@ -27,7 +27,7 @@ neighbours properties clusters
 alterations
 spectra embeddings
 findings regions
-cuts
+cuts assignments
 interventions
 maps
 engines strategies

@@ -47,6 +47,11 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return both / max(1, len(a) + len(b) - both)
 
 
+def is_clear(group: Group) -> bool:
+    """Whether the group is so clearly apart that its members are taken out of the class (see ``rank_groups``)."""
+    return group.suspicion >= _CLEAR
+
+
 def find_groups(
     views: Mapping[str, np.ndarray], *, min_size: int = 8, max_share: float = 0.6, null_draws: int = 19, seed: int = 0
 ) -> tuple[list[Group], Spectrum]:
@@ -136,12 +141,33 @@ def prepare_view(name: str, vectors: np.ndarray, seed: int = 0) -> View:
     """A view for ``score_groups``.  The costly part of a discriminant, its covariance, is the same for all groups."""
     rows = principal_coordinates(vectors, _SCORED)
     fold = np.random.default_rng(seed).permutation(len(rows)) % _FOLDS
-    precision = []
-    for held in range(_FOLDS):
-        covariance = np.atleast_2d(np.cov(rows[fold != held].T, bias=True))
-        ridge = _RIDGE * np.trace(covariance) / vectors.shape[1] + 1e-12
-        precision.append(np.linalg.inv((1 - _RIDGE) * covariance + ridge * np.eye(rows.shape[1])))
-    return View(name, rows, fold, tuple(precision))
+    precision = tuple(_precision(rows[fold != held], vectors.shape[1]) for held in range(_FOLDS))
+    return View(name, rows, fold, precision)
+
+
+def fit_discriminants(vectors: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The discriminants of ``held_out_scores``, fitted on all samples: (d, groups) and offsets (groups,).
+
+    For vectors (n, d) like these, ``vectors @ directions - offsets`` is about +0.5 inside and -0.5 outside.
+    """
+    rows = principal_coordinates(vectors, _SCORED)
+    mean = vectors.mean(0)
+    lengths = (rows**2).sum(0)
+    axes = (vectors - mean).T @ rows / np.where(lengths > 0, lengths, 1)  # (d, coordinates), orthonormal
+    precision = _precision(rows, vectors.shape[1])
+    a, b = (part.T.astype(float) @ rows / np.maximum(part.sum(0), 1)[:, None] for part in (inside, outside))
+    directions = (a - b) @ precision
+    gap = np.maximum(((a - b) * directions).sum(1), 1e-12)
+    weights = axes @ (directions / gap[:, None]).T
+    return weights, ((a + b) * directions).sum(1) / 2 / gap + mean @ weights
+
+
+def _precision(rows: np.ndarray, dimensions: int) -> np.ndarray:
+    """Inverse of the covariance of ``rows``, with the ridge that ``_RIDGE`` says, of vectors of ``dimensions``."""
+    covariance = np.atleast_2d(np.cov(rows.T, bias=True))
+    ridge = _RIDGE * np.trace(covariance) / dimensions + 1e-12
+    inverse: np.ndarray = np.linalg.inv((1 - _RIDGE) * covariance + ridge * np.eye(rows.shape[1]))
+    return inverse
 
 
 def held_out_scores(view: View, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
@@ -173,23 +199,31 @@ def valley_depth(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) ->
     A group that only cuts a piece off one cloud has no valley, however well it can be told apart; a part of a group
     that stands apart has one, but does not fill its side.
     """
+    return valley_of(scores, inside, outside)[0]
+
+
+def valley_of(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> tuple[float, float]:
+    """The depth of the valley, as ``valley_depth`` has it, and the score at its bottom (0, halfway, if there is none).
+
+    Scores are scaled as those of ``held_out_scores``.
+    """
     high, low = np.median(scores[inside]), np.median(scores[outside])
     if not high > low:
-        return 0.0
+        return 0.0, 0.0
     width = max(0.5 * min(scores[inside].std(), scores[outside].std(), high - low), 0.05 * (high - low))
     points = np.linspace(low, high, 41)
     density = np.exp(-0.5 * ((points[:, None] - scores[inside | outside]) / width) ** 2).sum(1)
     left, right = int(density[:20].argmax()), 21 + int(density[21:].argmax())
     lower = min(density[left], density[right])
     if not lower > 0:
-        return 0.0
+        return 0.0, 0.0
     bottom = left + int(density[left : right + 1].argmin())
     beyond = scores > points[bottom]
     fills = min(
         (inside & beyond).sum() / (inside | (beyond & outside)).sum(),
         (outside & ~beyond).sum() / (outside | (~beyond & inside)).sum(),
     )
-    return float((1 - density[bottom] / lower) * fills)
+    return float((1 - density[bottom] / lower) * fills), float(points[bottom])
 
 
 def score_groups(groups: Sequence[Group], views: Sequence[View], without: np.ndarray | None = None) -> list[Group]:
@@ -237,7 +271,7 @@ def rank_groups(groups: list[Group], views: Sequence[View], min_size: int = 8) -
         first = left.pop(0)
         kept.append(first)
         left = [group for group in left if not _same(group.members, first.members)]
-        if first.suspicion < _CLEAR:
+        if not is_clear(first):
             continue
         taken = np.union1d(taken, first.members)
         rest = [replace(group, members=np.setdiff1d(group.members, taken)) for group in left]

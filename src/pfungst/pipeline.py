@@ -9,6 +9,7 @@ was stopped goes on where it was.  No mathematics lives here.
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -61,6 +62,9 @@ def audit(
     with run.locked():
         subject = open_subject(model, images, chosen)
         run.begin(identity(subject, tell))
+        if damaged := run.find_damage():
+            warnings.warn(f"{len(damaged)} damaged blocks of {out} are computed anew: is the disk sound?", stacklevel=2)
+            run.forget_blocks(damaged)
         for stage, work in STAGES:
             if run.stage(stage) is None:
                 work(run, subject, tell)

@@ -63,7 +63,12 @@ class Settings:
         choices=("local", "ray"),
         free=True,
     )
-    workers: int = _setting(min(16, os.cpu_count() or 2), "Threads that read pictures.", low=0, free=True)
+    workers: int = _setting(
+        min(16, os.cpu_count() or 2),
+        "Threads that read pictures; processes that analyse classes, where there are many.",
+        low=0,
+        free=True,
+    )
     seed: int = _setting(0, "Seed of everything random.", low=0)
     limit: int | None = _setting(None, "Use at most so many pictures, spread over the classes.", low=2)
     suspicion: float = _setting(
