@@ -28,7 +28,7 @@ alterations
 spectra embeddings
 findings regions
 cuts
-interventions
+interventions judgements
 maps
 strategies
 probes portraits

@@ -22,7 +22,7 @@ _DIRECTIONS = 5  # the first of them, in which mixtures are sought
 _SCORED = 60  # principal coordinates in which groups are scored
 _FOLDS = 5
 _RIDGE = 0.2  # share of a sphere in the covariance of the discriminant
-_SAME = 0.6  # Jaccard index from which two groups count as one
+SAME = 0.6  # Jaccard index from which two groups count as one
 _VIEWS_THAT_COUNT = 3
 _CLEAR = 0.5  # valley depth from which a view is said to show the group, and from which its members are taken out
 
@@ -252,4 +252,4 @@ def rank_groups(groups: list[Group], views: Sequence[View], min_size: int = 8) -
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two groups are much the same, or one is mostly a part of the other."""
     both = len(np.intersect1d(a, b, assume_unique=True))
-    return jaccard(a, b) >= _SAME or both >= 0.8 * min(len(a), len(b))
+    return jaccard(a, b) >= SAME or both >= 0.8 * min(len(a), len(b))
