@@ -138,10 +138,16 @@ def prepare_view(name: str, vectors: np.ndarray, seed: int = 0) -> View:
     fold = np.random.default_rng(seed).permutation(len(rows)) % _FOLDS
     precision = []
     for held in range(_FOLDS):
-        covariance = np.atleast_2d(np.cov(rows[fold != held].T, bias=True))
-        ridge = _RIDGE * np.trace(covariance) / vectors.shape[1] + 1e-12
-        precision.append(np.linalg.inv((1 - _RIDGE) * covariance + ridge * np.eye(rows.shape[1])))
+        precision.append(_precision(rows[fold != held], vectors.shape[1]))
     return View(name, rows, fold, tuple(precision))
+
+
+def _precision(rows: np.ndarray, dimensions: int) -> np.ndarray:
+    """Inverse of the covariance of principal coordinates (n, k), with a ridge for all ``dimensions`` of the view."""
+    covariance = np.atleast_2d(np.cov(rows.T, bias=True))
+    ridge = _RIDGE * np.trace(covariance) / dimensions + 1e-12
+    inverse: np.ndarray = np.linalg.inv((1 - _RIDGE) * covariance + ridge * np.eye(rows.shape[1]))
+    return inverse
 
 
 def held_out_scores(view: View, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
@@ -166,7 +172,12 @@ def held_out_scores(view: View, inside: np.ndarray, outside: np.ndarray) -> np.n
 
 
 def valley_depth(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> float:
-    """How deep a valley of density lies between the group and the rest, 0 (none: one cloud) to 1 (a clean gap).
+    """How deep a valley of density lies between the group and the rest; see ``find_valley``."""
+    return find_valley(scores, inside, outside)[0]
+
+
+def find_valley(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> tuple[float, float]:
+    """Depth of the valley of density between the group and the rest, 0 (one cloud) to 1 (a clean gap), and its place.
 
     1 - (lowest density between the two modes) / (lower of the densities at the modes), for scores (n,) of samples,
     times the Jaccard index of the group, or of the rest if that is less, with the samples on its side of the valley.
@@ -175,21 +186,60 @@ def valley_depth(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) ->
     """
     high, low = np.median(scores[inside]), np.median(scores[outside])
     if not high > low:
-        return 0.0
+        return 0.0, float(high + low) / 2
     width = max(0.5 * min(scores[inside].std(), scores[outside].std(), high - low), 0.05 * (high - low))
     points = np.linspace(low, high, 41)
     density = np.exp(-0.5 * ((points[:, None] - scores[inside | outside]) / width) ** 2).sum(1)
     left, right = int(density[:20].argmax()), 21 + int(density[21:].argmax())
     lower = min(density[left], density[right])
     if not lower > 0:
-        return 0.0
+        return 0.0, float(high + low) / 2
     bottom = left + int(density[left : right + 1].argmin())
     beyond = scores > points[bottom]
     fills = min(
         (inside & beyond).sum() / (inside | (beyond & outside)).sum(),
         (outside & ~beyond).sum() / (outside | (~beyond & inside)).sum(),
     )
-    return float((1 - density[bottom] / lower) * fills)
+    return float((1 - density[bottom] / lower) * fills), float(points[bottom])
+
+
+@dataclass(frozen=True)
+class Discriminant:
+    """What tells a group from the rest of its class in one view, for samples that the view did not have, too.
+
+    A vector's score is (vector - centre) . direction - middle, about +0.5 inside and -0.5 outside.  ``valley``: the
+    score from which a sample is on the group's side; ``depth``: how clear that is, 0 to 1 (``find_valley``).
+    """
+
+    centre: np.ndarray
+    direction: np.ndarray
+    middle: float
+    valley: float
+    depth: float
+
+    def score(self, vectors: np.ndarray) -> np.ndarray:
+        """Scores (m,) of vectors (m, d), prepared as those of the view were."""
+        scores: np.ndarray = (vectors - self.centre) @ self.direction - self.middle
+        return scores
+
+
+def fit_discriminant(vectors: np.ndarray, inside: np.ndarray, seed: int = 0) -> tuple[Discriminant, np.ndarray]:
+    """The discriminant of ``score_groups`` from all samples (n, d), and their own scores (n,), each held out.
+
+    ``inside``: (n,) bool.  The valley is that of the held-out scores, which new samples' scores are like.
+    """
+    with threadpool_limits(1):
+        rows = principal_coordinates(vectors, _SCORED)
+        held_out = held_out_scores(prepare_view("", vectors, seed), inside[:, None], ~inside[:, None])[:, 0]
+        a, b = rows[inside].mean(0), rows[~inside].mean(0)
+        direction = (a - b) @ _precision(rows, vectors.shape[1])
+        gap = max(float((a - b) @ direction), 1e-12)
+        centre = vectors.mean(0)
+        lengths = (rows**2).sum(0)  # rows = (vectors - centre) @ basis, whose columns are orthonormal
+        basis = ((vectors - centre).T @ rows) / np.where(lengths > 1e-20 * lengths.max(initial=0), lengths, np.inf)
+        depth, valley = find_valley(held_out, inside, ~inside)
+    middle = float((a + b) @ direction) / 2 / gap
+    return Discriminant(centre, basis @ direction / gap, middle, valley, depth), held_out
 
 
 def score_groups(groups: Sequence[Group], views: Sequence[View], without: np.ndarray | None = None) -> list[Group]:
