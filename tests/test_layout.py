@@ -28,7 +28,7 @@ alterations
 spectra embeddings
 findings regions
 cuts assignments
-interventions
+interventions judgements
 maps
 engines strategies
 probes portraits

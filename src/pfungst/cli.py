@@ -101,7 +101,8 @@ def audit(model: str, images: str, out: str, as_json: bool, **settings: Any) -> 
     with _progress(quiet=as_json) as progress:
         result = run_audit(model, images, out=out, progress=progress, **settings)
     if as_json:
-        click.echo(json.dumps(result.run.read_json("findings.json"), indent=1))
+        content = result.run.read_json("findings.json")
+        click.echo(json.dumps({**content, "findings": [one.record for one in result.findings]}, indent=1))
         return
     _print_findings(result)
 
@@ -152,6 +153,21 @@ def report(run: str) -> None:
     from pfungst.store import Run
 
     click.echo(f"Report: {write_report(Run(run))}")
+
+
+@cli.command(epilog="Example:  pfungst judge runs/photos f001 cheat --note 'the source tag at the bottom'")
+@click.argument("run", type=click.Path(exists=True, file_okay=False))
+@click.argument("finding")
+@click.argument("answer", metavar="cheat|legitimate|unsure", type=click.Choice(["cheat", "legitimate", "unsure"]))
+@click.option("--note", default="", help="Why, in words.")
+@click.option("--by", default=None, help="Who says so. [default: the user of the system]")
+def judge(run: str, finding: str, answer: str, note: str, by: str | None) -> None:
+    """Say what a FINDING of a RUN is, after you looked: kept in RUN/judgements.jsonl, which no audit overwrites."""
+    from pfungst.pipeline import judge as write_down
+    from pfungst.store import Run
+
+    said = write_down(Run(run), finding, answer, note=note, by=by)
+    click.echo(f"{said.finding}, class {said.class_name}: {said.answer}, says {said.by} ({said.at})")
 
 
 @cli.command()

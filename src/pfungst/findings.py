@@ -22,7 +22,7 @@ _DIRECTIONS = 5  # the first of them, in which mixtures are sought
 _SCORED = 60  # principal coordinates in which groups are scored
 _FOLDS = 5
 _RIDGE = 0.2  # share of a sphere in the covariance of the discriminant
-_SAME = 0.6  # Jaccard index from which two groups count as one
+SAME = 0.6  # Jaccard index from which two groups count as one
 _VIEWS_THAT_COUNT = 3
 _CLEAR = 0.5  # valley depth from which a view is said to show the group, and from which its members are taken out
 
@@ -226,6 +226,38 @@ def valley_of(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> tu
     return float((1 - density[bottom] / lower) * fills), float(points[bottom])
 
 
+@dataclass(frozen=True)
+class Discriminant:
+    """What tells a group from the rest of its class in one view, for samples that the view did not have, too.
+
+    A vector's score is vector . direction - offset, about +0.5 inside and -0.5 outside.  ``valley``: the score from
+    which a sample is on the group's side; ``depth``: how clear that is, 0 to 1 (``valley_of``).
+    """
+
+    direction: np.ndarray
+    offset: float
+    valley: float
+    depth: float
+
+    def score(self, vectors: np.ndarray) -> np.ndarray:
+        """Scores (m,) of vectors (m, d), prepared as those of the view were."""
+        scores: np.ndarray = vectors @ self.direction - self.offset
+        return scores
+
+
+def fit_discriminant(vectors: np.ndarray, inside: np.ndarray, seed: int = 0) -> tuple[Discriminant, np.ndarray]:
+    """The discriminant of ``score_groups`` from all samples (n, d), and their own scores (n,), each held out.
+
+    ``inside``: (n,) bool.  The valley is that of the held-out scores, which new samples' scores are like.
+    """
+    with threadpool_limits(1):
+        one, rest = inside[:, None], ~inside[:, None]
+        held_out = held_out_scores(prepare_view("", vectors, seed), one, rest)[:, 0]
+        directions, offsets = fit_discriminants(vectors, one, rest)
+        depth, valley = valley_of(held_out, inside, ~inside)
+    return Discriminant(directions[:, 0], float(offsets[0]), valley, depth), held_out
+
+
 def score_groups(groups: Sequence[Group], views: Sequence[View], without: np.ndarray | None = None) -> list[Group]:
     """The groups with their suspicion: the mean valley depth over the views that separate each best.
 
@@ -286,4 +318,4 @@ def rank_groups(groups: list[Group], views: Sequence[View], min_size: int = 8) -
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two groups are much the same, or one is mostly a part of the other."""
     both = len(np.intersect1d(a, b, assume_unique=True))
-    return jaccard(a, b) >= _SAME or both >= 0.8 * min(len(a), len(b))
+    return jaccard(a, b) >= SAME or both >= 0.8 * min(len(a), len(b))

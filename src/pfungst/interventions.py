@@ -154,19 +154,54 @@ class Case:
     outsiders: np.ndarray
 
 
+@dataclass(frozen=True)
+class Scene:
+    """The pictures of one examination, and the region that some of them chose.
+
+    region     what is cut and pasted
+    design     members that chose the region;  group: members on which it is tested
+    others     the rest of the class;  outsiders: inputs of other classes
+    swapped    for each of the group, the one of ``others`` that it exchanges the region with
+    rivals     for each outsider, the one of ``others`` that the control is cut from
+    first      how many pictures of a role there are at most before power asks for more
+    """
+
+    region: Region
+    design: Samples
+    group: Samples
+    others: Samples
+    outsiders: Tensor
+    swapped: np.ndarray
+    rivals: np.ndarray
+    first: int
+
+    @property
+    def members(self) -> Samples:
+        """The members that were taken to begin with."""
+        return self.design.join(
+            self.group.take(np.arange(min(len(self.group.inputs), self.first - len(self.design.inputs))))
+        )
+
+
 def examine(lab: Laboratory, case: Case, *, most: int = 48, min_share: float = 0.1, seed: int = 0) -> Verdict:
-    """All tests of one finding, with ``most`` pictures of each role to begin with.
+    """All tests of one finding, with ``most`` pictures of each role to begin with: see ``set_scene``, ``try_scene``.
+
+    The verdict stays open: it depends on the other findings of the run, see ``correct``.
+    """
+    return try_scene(lab, case.target, set_scene(lab, case, most=most, min_share=min_share, seed=seed), seed)
+
+
+def set_scene(lab: Laboratory, case: Case, *, most: int = 48, min_share: float = 0.1, seed: int = 0) -> Scene:
+    """Draw pictures, find the region, and pair the pictures.
 
     Where the pictures that chose the region show that so few would miss the least effect that counts (see ``POWER``),
     up to four times as many are taken, if there are as many.
-    The verdict stays open: it depends on the other findings of the run, see ``correct``.
     """
     rng = np.random.default_rng([seed, case.target, len(case.members)])
     picked = [rng.permutation(rows) for rows in (case.members, case.others, case.outsiders)]
     members, others = observe(lab, case, picked[0][:most], picked[1][:most])
     outsiders = lab.load(picked[2][:most].tolist())
-    reference = lab.ask(outsiders if len(outsiders) else others.inputs)
-    distance = float(lab.ask(members.inputs)[:, case.target].mean() - reference[:, case.target].mean())
+    distance = _distance(lab, case.target, members, outsiders, others)
     design, test = np.array_split(np.arange(len(members.inputs)), [max(3, len(members.inputs) // 3)])
     region = _choose_region(lab, case.target, members.take(design), others, outsiders, rng)
     group = members.take(test)
@@ -177,13 +212,31 @@ def examine(lab: Laboratory, case: Case, *, most: int = 48, min_share: float = 0
         group = group.join(observe_like(lab, case, more[0], others))
     if len(more[1]) and len(more[0]):
         outsiders = torch.cat([outsiders, lab.load(more[1].tolist())])
-        reference = lab.ask(outsiders)
-    evidence = [*_test_cuts(lab, case.target, group, others, region, rng, seed)]
-    if len(outsiders):
-        evidence += _test_pastes(lab, case.target, group, others, (outsiders, reference), region, rng, seed)
-    if region.mask is not None and touches_border(region.mask):
-        evidence += _test_borders(lab, case.target, group, region, seed)
-    return Verdict("open", 1.0, distance, region, tuple(evidence), "")
+    swapped, rivals = (
+        rng.permutation(np.resize(np.arange(len(others.inputs)), count))
+        for count in (len(group.inputs), len(outsiders))
+    )
+    return Scene(region, members.take(design), group, others, outsiders, swapped, rivals, most)
+
+
+def try_scene(lab: Laboratory, target: int, scene: Scene, seed: int = 0) -> Verdict:
+    """All tests of a scene, whoever set it: the same pictures, cut and pasted in the same places.
+
+    The verdict stays open: it depends on the other findings of the run, see ``correct``.
+    """
+    distance = _distance(lab, target, scene.members, scene.outsiders[: scene.first], scene.others)
+    evidence = [*_test_cuts(lab, target, scene, seed)]
+    if len(scene.outsiders):
+        evidence += _test_pastes(lab, target, scene, seed)
+    if scene.region.mask is not None and touches_border(scene.region.mask):
+        evidence += _test_borders(lab, target, scene.group, scene.region, seed)
+    return Verdict("open", 1.0, distance, scene.region, tuple(evidence), "")
+
+
+def _distance(lab: Laboratory, target: int, members: Samples, outsiders: Tensor, others: Samples) -> float:
+    """Mean logit of members less that of other classes (of the rest of the class where there are none)."""
+    reference = outsiders if len(outsiders) else others.inputs
+    return float(lab.ask(members.inputs)[:, target].mean() - lab.ask(reference)[:, target].mean())
 
 
 def observe(lab: Laboratory, case: Case, members: np.ndarray, others: np.ndarray) -> tuple[Samples, Samples]:
@@ -291,17 +344,10 @@ def _test_masks(
         yield compare(name, treated, control, flips, seed)
 
 
-def _test_cuts(
-    lab: Laboratory,
-    target: int,
-    group: Samples,
-    others: Samples,
-    region: Region,
-    rng: np.random.Generator,
-    seed: int,
-) -> Iterable[Evidence]:
-    masks = region.masks(group.cues)
-    rivals = others.inputs[torch.as_tensor(rng.permutation(np.resize(np.arange(len(others.inputs)), len(masks))))]
+def _test_cuts(lab: Laboratory, target: int, scene: Scene, seed: int) -> Iterable[Evidence]:
+    group = scene.group
+    masks = scene.region.masks(group.cues)
+    rivals = scene.others.inputs[torch.as_tensor(scene.swapped)]
     tests = {
         "cut:noise": lambda m: fill_noise(group.inputs, m, lab.low, lab.high, seed),
         "cut:colour": lambda m: fill_colour(group.inputs, m),
@@ -336,19 +382,10 @@ def _test_borders(lab: Laboratory, target: int, group: Samples, region: Region, 
     return _test_masks(lab, target, group.inputs, tests, (frames[0], frames[1]), seed)
 
 
-def _test_pastes(
-    lab: Laboratory,
-    target: int,
-    group: Samples,
-    others: Samples,
-    outside: tuple[Tensor, Tensor],
-    region: Region,
-    rng: np.random.Generator,
-    seed: int,
-) -> Iterable[Evidence]:
-    receivers, before = outside
+def _test_pastes(lab: Laboratory, target: int, scene: Scene, seed: int) -> Iterable[Evidence]:
+    group, others, region, receivers, rivals = scene.group, scene.others, scene.region, scene.outsiders, scene.rivals
+    before = lab.ask(receivers)
     donors = np.resize(np.arange(len(group.inputs)), len(receivers))
-    rivals = rng.permutation(np.resize(np.arange(len(others.inputs)), len(receivers)))
     masks = region.masks(group.cues)[donors]
     treated, after = _changes(lab, paste(group.inputs[donors], receivers, masks), before, target)
     strongest = mask_core(smooth_maps(others.pixels, max(others.pixels.shape[1:]) / 40), region.area)

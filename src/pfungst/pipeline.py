@@ -23,6 +23,7 @@ from pfungst.domains.image import ImageData
 from pfungst.engines import map_blocks_on_ray
 from pfungst.errors import SettingError
 from pfungst.interventions import Verdict, correct
+from pfungst.judgements import Judgement, add_judgements, write_judgement
 from pfungst.maps import READ, Progress, Subject, make_laboratory, map_blocks, map_relevance, open_subject
 from pfungst.models import LoadedModel
 from pfungst.portraits import read_columns
@@ -173,9 +174,17 @@ STAGES: tuple[tuple[str, Callable[[Run, Subject, Progress], None]], ...] = (
 )
 
 
+def judge(run: Run, finding: str, answer: str, *, note: str = "", by: str | None = None) -> Judgement:
+    """Write down what a person says of a finding (``judgements.write_judgement``), and renew the report."""
+    judgement = write_judgement(run, finding, answer, note=note, by=by)
+    if run.stage("samples") is not None:  # else the audit that is still at work writes it
+        write_report(run)
+    return judgement
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One entry of ``findings.json`` (``record``), with the way to test it again."""
+    """One entry of ``findings.json`` with its ``judgements`` (``record``), and the ways to test and to judge it."""
 
     record: dict[str, Any]
     _audit: Audit
@@ -187,6 +196,10 @@ class Finding:
 
     def __repr__(self) -> str:
         return f"Finding({self.record['id']}, {self.record['verdict']}: {self.record['summary']})"
+
+    def judge(self, answer: str, note: str = "", by: str | None = None) -> Judgement:
+        """Say what it is: "cheat", "legitimate" or "unsure"; kept in the run folder, ``by`` the user if not given."""
+        return judge(self._audit.run, self.record["id"], answer, note=note, by=by)
 
     def confirm(self, seed: int | None = None) -> Verdict:
         """Repeat the interventions with other random draws (another split, other partners, other noise)."""
@@ -208,7 +221,8 @@ class Audit:
 
     @property
     def findings(self) -> list[Finding]:
-        return [Finding(record, self) for record in self.run.read_json("findings.json")["findings"]]
+        records = add_judgements(self.run, self.run.read_json("findings.json")["findings"])
+        return [Finding(record, self) for record in records]
 
     @property
     def report(self) -> Path:

@@ -12,7 +12,8 @@ from typing import Any
 
 from pfungst.charts import draw_effects, draw_map, draw_spectrum
 from pfungst.errors import RunError
-from pfungst.store import Run
+from pfungst.judgements import ANSWERS, add_judgements, read_judgements
+from pfungst.store import JUDGEMENTS, Run
 from pfungst.strategies import SHOWN, read_strategies
 
 _REGION_TITLES = {
@@ -57,7 +58,7 @@ def _content(run: Run) -> dict[str, Any]:
     """All that the template shows."""
     description = run.describe()
     content = run.read_json("findings.json")
-    findings = sorted(content["findings"], key=lambda f: (_VERDICT_ORDER[f["verdict"]], f["rank"]))
+    findings = sorted(add_judgements(run, content["findings"]), key=lambda f: (_VERDICT_ORDER[f["verdict"]], f["rank"]))
     ids, aside = _samples(run)
     reasons = _set_aside(ids, aside)
     strategies = list(read_strategies(run))
@@ -68,6 +69,9 @@ def _content(run: Run) -> dict[str, Any]:
         "findings": [_finding(run, finding) for finding in findings],
         "untested": content["untested"],
         "counts": counts,
+        "torn": read_judgements(run)[1],
+        "judgements_file": JUDGEMENTS,
+        "judged": _judged(findings),
         "classes": _classes(strategies, findings, ids),
         "class_count": len(strategies),
         "set_aside": reasons,
@@ -84,6 +88,12 @@ def _headline(counts: Counter[str]) -> str:
     if counts:
         return "Nothing confirmed with these settings."
     return "Nothing found with these settings."
+
+
+def _judged(findings: list[dict[str, Any]]) -> str:
+    """How many findings people call what, in words; "" if nobody judged."""
+    last = Counter(finding["judgements"][-1]["answer"] for finding in findings if finding["judgements"])
+    return ", ".join(f"{last[answer]} {answer}" for answer in ANSWERS if last[answer])
 
 
 def _image(run: Run, name: str) -> str:

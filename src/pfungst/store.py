@@ -20,6 +20,7 @@ import numpy as np
 from pfungst.errors import RunError
 
 VERSION = 1
+JUDGEMENTS = "judgements.jsonl"  # what people said; may be there before its run, see judgements.py
 BLOCK = 256  # samples a chunk: the unit that is done or not done
 
 # What the arrays mean, written beside each; a name may go on with the layer: "what:layer3.0.conv1".
@@ -89,7 +90,7 @@ class Run:
         """Whether the folder holds a run; an error if it holds anything else."""
         if (self.path / "run.json").exists():
             return True
-        if any(not name.name.startswith(".") for name in self.path.iterdir()):
+        if any(not file.name.startswith(".") and file.name != JUDGEMENTS for file in self.path.iterdir()):
             raise RunError(f"{self.path} is not empty and no run of pfungst", "give --out another folder")
         return False
 
