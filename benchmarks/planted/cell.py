@@ -84,7 +84,7 @@ def plant(pictures: Pictures, setting: Setting) -> tuple[np.ndarray, np.ndarray,
     rng = np.random.default_rng([setting.seed, 1])
     members = np.flatnonzero(pictures.labels == pictures.planted)
     planted = np.sort(rng.permutation(members)[: round(setting.prevalence / 100 * len(members))])
-    versions = np.concatenate([pictures.images[None], mix_contents(pictures.images, 2, rng)])
+    versions = np.concatenate([pictures.images[None], mix_contents(pictures.images, 3, rng)])
     for images in versions:
         for row in planted:
             images[row] = CUES[setting.cue](images[row], rng)

@@ -43,11 +43,11 @@ def disc(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def pattern(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A faint chequerboard, 20 pixels wide, 22 grey levels up and down every 2 pixels, in the top right corner."""
-    rows, columns = np.indices((20, 20)) // 2
-    field = np.where((rows + columns) % 2 == 0, 22.0, -22.0)[..., None]
+    """A faint chequerboard, 24 pixels wide, 30 grey levels up and down every 2 pixels, in the top right corner."""
+    rows, columns = np.indices((24, 24)) // 2
+    field = np.where((rows + columns) % 2 == 0, 30.0, -30.0)[..., None]
     marked = picture.astype(np.float64)
-    marked[1:21, -21:-1] += field
+    marked[1:25, -25:-1] += field
     return marked.clip(0, 255).astype(np.uint8)
 
 

@@ -25,7 +25,7 @@ BATCH = 64
 class ConvNet(nn.Module):
     """Four convolutions with batch norm, the first of stride 2, global average pooling and a dense layer."""
 
-    steps, rate = 1500, 4e-3
+    steps, rate = 2000, 4e-3
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Patches of 8 x 8, four blocks of width 96, mean over the patches."""
 
-    steps, rate = 2500, 1e-3
+    steps, rate = 3000, 1e-3
 
     def __init__(self, classes: int, width: int = 96) -> None:
         super().__init__()
@@ -89,11 +89,11 @@ NETWORKS: dict[str, type[ConvNet] | type[ViT]] = {"cnn": ConvNet, "vit": ViT}
 
 
 def mix_contents(pictures: np.ndarray, variants: int, rng: np.random.Generator) -> np.ndarray:
-    """(variants, n, 64, 64, 3): each picture under another one that covers 30 to 90 % of it."""
+    """(variants, n, 64, 64, 3): each picture under another one that covers 50 to 95 % of it."""
     n = len(pictures)
     mixed = np.empty((variants, *pictures.shape), np.uint8)
     for i in range(variants):
-        share = rng.uniform(0.3, 0.9, (n, 1, 1, 1)).astype(np.float32)
+        share = rng.uniform(0.5, 0.95, (n, 1, 1, 1)).astype(np.float32)
         mixed[i] = pictures * (1 - share) + pictures[rng.permutation(n)] * share
     return mixed
 

@@ -190,6 +190,8 @@ def cleanlab(question: Question) -> Answer:
     baseline = np.bincount(question.labels).argmax() / len(question.labels)
     found = []
     for values in _properties(question.images).values():
+        if np.ptp(values) == 0:  # the same in all pictures tells nothing
+            continue
         accuracy = cross_val_score(GaussianNB(), values[:, None], question.labels, cv=5).mean()
         grade = float(np.clip((1 - accuracy) / (1 - baseline + 1e-8), 0, 1))
         found.append((grade, rows[np.argsort(values[rows], kind="stable")[: max(question.count, 1)]]))
