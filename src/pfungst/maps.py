@@ -339,7 +339,9 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
 
 def _send(values: Tensor, device: str) -> Tensor:
     """To the device, without waiting for what it is doing."""
-    return values.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else values.to(device)
+    if values.is_cpu and device.startswith("cuda"):
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def _as_arrays(found: dict[str, Tensor]) -> dict[str, np.ndarray]:
