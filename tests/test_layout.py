@@ -33,8 +33,11 @@ maps
 strategies
 probes portraits
 verdicts
+counterevidence guards
+confirmations
 reports
 pipeline explain
+runs
 demo
 cli
 """.strip().splitlines()
