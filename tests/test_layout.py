@@ -33,8 +33,9 @@ maps
 strategies
 probes portraits
 verdicts
-counterevidence guards
+counterevidence
 confirmations
+guards
 reports
 pipeline explain
 runs

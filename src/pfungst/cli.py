@@ -207,6 +207,28 @@ def confirm(run: str, finding: str, as_json: bool, **options: Any) -> None:
         _print_confirmation(result)
 
 
+@cli.command(epilog="Example:  pfungst guard runs/photos f001 --out tests/test_cue.py")
+@_reopening
+@click.option(
+    "--out", required=True, type=click.Path(), help="The test file, .py; its pictures go into a folder beside."
+)
+@click.option("--count", default=16, show_default=True, type=click.IntRange(2, 99), help="Pictures of each role.")
+@click.option("--seed", default=None, type=click.IntRange(0), help="Of the choice of pictures. [default: the run's]")
+def guard(run: str, finding: str, out: str, **options: Any) -> None:
+    """Write a pytest file that fails as long as a model uses the cue of a FINDING of a RUN.
+
+    It needs torch, numpy, Pillow and pytest, and the folder of pictures that is written beside it.
+    """
+    from pfungst.runs import guard_finding
+
+    made = guard_finding(run, finding, out, **options)
+    click.echo(f"Test: {made.path}, with {3 * made.pictures} pictures in {made.folder}")
+    click.echo(
+        f"The run's own model {'fails' if made.fails else 'passes'} it: beyond the control the cue turns "
+        f"{made.decisions:.0%} of the pictures to the class and raises its score by {made.logit:+.2f}."
+    )
+
+
 @cli.command()
 @click.option("--out", default="pfungst-demo", show_default=True, type=click.Path(), help="Folder of the demo.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Another seed, another data set.")

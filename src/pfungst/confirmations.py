@@ -58,23 +58,7 @@ class Confirmation(Verdict):
 
     def lines(self) -> list[str]:
         """What a person reads beside the table of evidence."""
-        lines = [f"first: {self.first['verdict']} ({self.first['reason']})", f"again: {self.verdict} ({self.reason})"]
-        if not self.model["same"]:
-            lines.append(f"Another model than the run's was asked: {self.model['name']}.")
-        if self.same_pictures is False:
-            lines.append("The pictures are not those of the run: members score otherwise than they did.")
-        for name, found in self.presets.items():
-            again = f"Jaccard index of the regions {found['jaccard']:.2f} ({found['chance']:.2f} by chance)"
-            lines.append(f"preset {name}: {again}, {found['verdict']} ({found['reason']})")
-        for name, found in self.models.items():
-            lines.append(f"model {name}: {found['verdict']} ({found['reason']})")
-        for name, found in self.elsewhere.items():
-            lines += [f"the run's own pictures: {_tell_share(found['own'])}", f"{name}: {_tell_share(found)}"]
-            if found["depth"] < _CLEAR:
-                lines.append(f"  (the group is little apart in {found['view']}, so that these shares are rough)")
-            if found["unreadable"]:
-                lines.append(f"  ({found['unreadable']} pictures could not be read)")
-        return lines
+        return tell(self.record())
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -160,6 +144,34 @@ def find_candidate(run: Run, subject: Subject, finding: Mapping[str, Any]) -> Ca
         if [subject.data.ids[row] for row in candidate.members] == finding["samples"]:
             return candidate
     raise RunError(f"{run.path} no longer holds the group of {finding['id']}", "give --out another folder to an audit")
+
+
+def tell(record: Mapping[str, Any]) -> list[str]:
+    """A confirmation's record in sentences."""
+    first = record["first"]
+    lines = [f"first: {first['verdict']} ({first['reason']})", f"again: {record['verdict']} ({record['reason']})"]
+    if not record["model"]["same"]:
+        lines.append(f"Another model than the run's was asked: {record['model']['name']}.")
+    if record["same_pictures"] is False:
+        lines.append("The pictures are not those of the run: members score otherwise than they did.")
+    for name, found in record["presets"].items():
+        again = f"Jaccard index of the regions {found['jaccard']:.2f} ({found['chance']:.2f} by chance)"
+        lines.append(f"preset {name}: {again}, {found['verdict']} ({found['reason']})")
+    for name, found in record["models"].items():
+        lines.append(f"model {name}: {found['verdict']} ({found['reason']})")
+    for name, found in record["elsewhere"].items():
+        lines += [f"the run's own pictures: {_tell_share(found['own'])}", f"{name}: {_tell_share(found)}"]
+        if found["depth"] < _CLEAR:
+            lines.append(f"  (the group is little apart in {found['view']}, so that these shares are rough)")
+        if found["unreadable"]:
+            lines.append(f"  ({found['unreadable']} pictures could not be read)")
+    return lines
+
+
+def read_confirmations(run: Run, finding: str) -> list[dict[str, Any]]:
+    """The records of all repetitions of a finding, by seed."""
+    names = [f"findings/{finding}/{path.name}" for path in (run.path / "findings" / finding).glob("confirmed_*.json")]
+    return sorted((run.read_json(name) for name in names), key=lambda record: record["seed"])
 
 
 def _tell_share(found: Mapping[str, Any]) -> str:

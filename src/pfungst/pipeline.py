@@ -219,9 +219,11 @@ class Finding:
     ) -> Confirmation:
         """Repeat the interventions with other random draws, and ask for counter-evidence: ``confirmations.confirm``."""
         run, subject = self._audit.run, self._audit.subject
-        return confirm(
+        confirmation = confirm(
             run, subject, self.record, seed=seed, samples=samples, presets=presets, models=models, folders=folders
         )
+        write_report(run)
+        return confirmation
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from pfungst.confirmations import Confirmation, confirm
+from pfungst.confirmations import Confirmation
 from pfungst.domains.image import ImageData
 from pfungst.errors import DataError, ModelError, RunError, SettingError
+from pfungst.guards import Guard, write_guard
 from pfungst.judgements import find_record
 from pfungst.lrp.presets import PRESETS
 from pfungst.maps import prepare
@@ -43,6 +44,8 @@ def reopen(
     if run.stage(STAGES[-1][0]) is None:
         raise RunError(f"{path} is not finished", "give the `pfungst audit` command again; it goes on")
     settings = make_settings({**description["settings"], **({"device": device} if device else {})})
+    if model is not None or weights is not None:  # where the subject's model is from, now
+        settings = replace(settings, weights=weights)
     loaded = load_again(description["model"]["name"] if model is None else model, weights, settings, own=model is None)
     if model is None and loaded.digest != description["model"]["digest"]:
         raise RunError(
@@ -56,24 +59,18 @@ def reopen(
 def load_again(
     model: str | nn.Module | LoadedModel, weights: str | None, settings: Settings, own: bool = False
 ) -> LoadedModel:
-    """A model beside a run's, or its ``own``; where a model does not say how pictures are prepared, as the run did.
-
-    A model with weights given is named with them, since they tell it from others of its kind.
-    """
+    """A model beside a run's, or its ``own``; where a model does not say how pictures are prepared, as the run did."""
     if isinstance(model, LoadedModel):
         return model
     spec = model if isinstance(model, str) else ""
     published = spec.startswith(("torchvision:", "timm:", "hf:")) and not own
     how = {} if published else {key: getattr(settings, key) for key in ("size", "mean", "std", "channels", "classes")}
     try:
-        loaded = load_model(
-            model, weights=weights or (settings.weights if own else None), device=settings.device, **how
-        )
+        return load_model(model, weights=weights or (settings.weights if own else None), device=settings.device, **how)
     except ModelError as error:
         if own and ":" not in spec and not spec.endswith(".pt2"):
             raise RunError(f"the run's model was passed from Python ({spec})", "give --model and --weights") from error
         raise
-    return loaded if own or not weights else replace(loaded, name=f"{loaded.name} with {weights}")
 
 
 def _listed_pictures(run: Run, description: dict[str, Any], model: LoadedModel, images: str | Path | None) -> ImageData:
@@ -112,17 +109,31 @@ def confirm_again(
     for name in also_preset:
         if name not in PRESETS:
             raise SettingError(f"there is no preset {name!r}", f"the presets are {', '.join(PRESETS)}")
-    record = find_record(Run(path), finding)
+    find_record(Run(path), finding)  # before the model is loaded
     opened = reopen(path, model=model, weights=weights, images=images, device=device)
     settings = opened.subject.settings
-    others = [load_again(*one, settings) for one in zip(also, also_weights or (None,) * len(also), strict=True)]
-    return confirm(
-        opened.run,
-        opened.subject,
-        record,
-        seed=seed,
-        samples=samples,
-        presets=also_preset,
-        models=others,
-        folders=where,
-    )
+    others = []
+    for name, path_of_weights in zip(also, also_weights or (None,) * len(also), strict=True):
+        loaded = load_again(name, path_of_weights, settings)
+        # Two models of one architecture are told from each other by their weights.
+        others.append(replace(loaded, name=f"{name} with {path_of_weights}") if path_of_weights else loaded)
+    (wanted,) = (one for one in opened.findings if one.record["id"] == finding)
+    return wanted.confirm(seed, samples, presets=also_preset, models=others, folders=where)
+
+
+def guard_finding(
+    path: str | Path,
+    finding: str,
+    out: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    images: str | None = None,
+    device: str | None = None,
+    count: int = 16,
+    seed: int | None = None,
+) -> Guard:
+    """``pfungst guard``: a test for the cue of a run's finding; see ``reopen`` and ``guards.write_guard``."""
+    record = find_record(Run(path), finding)
+    opened = reopen(path, model=model, weights=weights, images=images, device=device)
+    return write_guard(opened.run, opened.subject, record, out, count=count, seed=seed)
