@@ -101,7 +101,11 @@ class Small:
     def results(run: Path) -> dict[str, bytes]:
         """All that an audit found, to be compared: files as they are, arrays by value."""
         found = {str(path.relative_to(run)): path.read_bytes() for path in run.glob("*/**/*.*") if path.is_file()}
-        found = {name: content for name, content in found.items() if name.startswith(("classes/", "findings/"))}
+        found = {
+            name: content
+            for name, content in found.items()
+            if name.startswith(("classes/", "embeddings/", "findings/"))
+        }
         for name in ("findings.json", "samples.parquet", "report.html"):
             found[name] = (run / name).read_bytes()
         for store in run.glob("*.zarr"):

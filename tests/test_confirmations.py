@@ -19,7 +19,7 @@ import pfungst
 from pfungst.counterevidence import second_laboratory, wilson
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.errors import DataError, ModelError, RunError, SettingError
-from pfungst.findings import find_valley, fit_discriminant, principal_coordinates
+from pfungst.findings import fit_discriminant, principal_coordinates, valley_of
 from pfungst.interventions import set_scene, try_scene
 from pfungst.maps import make_laboratory
 from pfungst.models import LoadedModel, load_model
@@ -265,7 +265,7 @@ def test_new_samples_score_as_the_formula_says(dimensions: int) -> None:
     direction = np.linalg.solve(covariance, a - b)
     expected = (new - (a + b) / 2) @ direction / ((a - b) @ direction)
     np.testing.assert_allclose(discriminant.score(new), expected, atol=1e-9)
-    depth, place = find_valley(held_out, inside, ~inside)
+    depth, place = valley_of(held_out, inside, ~inside)
     assert (discriminant.depth, discriminant.valley) == (depth, place)
     assert depth > 0.5
     assert (held_out[inside] > place).mean() > 0.9 > 0.1 > (held_out[~inside] > place).mean()

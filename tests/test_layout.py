@@ -27,10 +27,10 @@ neighbours properties clusters
 alterations
 spectra embeddings
 findings regions
-cuts
+cuts assignments
 interventions judgements
 maps
-strategies
+engines strategies
 probes portraits
 verdicts
 counterevidence

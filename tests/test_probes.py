@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from scipy.stats import binom
 
 import pfungst
+from pfungst.cli import _findings_table
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.findings import jaccard
 from pfungst.probes import find_tails, find_valley, measure_excess
@@ -114,6 +117,9 @@ def test_a_tint_is_found_and_confirmed(photos: Path, tmp_path: Path) -> None:
     assert "more blue" in best.record["where"]["place"]
     assert {one["test"] for one in best.evidence} == {"undo", "apply"}
     assert best.views == ["property:colour"]
+    with StringIO() as screen:
+        Console(file=screen, width=200).print(_findings_table(audit.findings, "Findings"))
+        assert "the colour of the whole picture" in screen.getvalue()
     again = best.confirm()
     assert again.verdict == "confirmed"
     html = audit.report.read_text()

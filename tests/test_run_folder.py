@@ -316,27 +316,85 @@ def test_damaged_json(name: str, run: Path, small: Small) -> None:
 
 
 CHUNK = "where/c/0/0/0"
+SPOILED: list[tuple[Callable[[bytes], bytes] | None, str]] = [
+    (lambda b: b[: len(b) // 2], "where is damaged: Stored and computed checksum do not match"),
+    (lambda b: b[:1000] + bytes([b[1000] ^ 1]) + b[1001:], "where is damaged: Stored and computed checksum"),
+    (lambda b: b"", "where is damaged: "),
+    (None, "where is damaged: the chunk of samples 0 to 256 is missing"),
+]
+
+
+def spoil(path: Path, how: Callable[[bytes], bytes] | None) -> None:
+    if how is None:
+        path.unlink()
+    else:
+        path.write_bytes(how(path.read_bytes()))
+
+
+ALL = ("relevance", "strategies", "interventions", "samples")
+
+
+@pytest.mark.parametrize(("how", "words", "stages"), [*((*one, ALL[:1]) for one in SPOILED), (*SPOILED[1], ALL)])
+def test_damaged_chunks_are_computed_anew(
+    how: Callable[[bytes], bytes] | None, words: str, stages: tuple[str, ...], run: Path, small: Small, finished: Path
+) -> None:
+    undo(run, *stages)
+    if len(stages) == 1:
+        shutil.rmtree(run / "classes")
+    spoil(run / "pooled.zarr" / CHUNK, how)
+    with pytest.raises(RunError, match=words) as raised:
+        Run(run).read_array("where")
+    assert raised.value.remedy == "give the same `pfungst audit` command again: it computes these samples anew"
+    assert Run(run).find_damage() == [0]
+    with pytest.warns(UserWarning, match="1 damaged blocks of"):
+        audit(small, run)
+    assert Run(run).find_damage() == []
+    assert small.results(run) == small.results(finished)
+    assert read(run / "run.json") == read(finished / "run.json")
+
+
+def test_only_the_damaged_block_is_computed_anew(tmp_path: Path) -> None:
+    """Three blocks of two arrays, the last one not full."""
+    run = Run(tmp_path / "run")
+    run.begin({})
+    values = {"where": np.arange(600 * 4.0).reshape(600, 2, 2).astype(np.float32), "what:a.b": np.ones((600, 3))}
+    run.create_arrays(600, {name: (a.shape[1:], str(a.dtype)) for name, a in values.items()})
+    for block in range(3):
+        run.write_block(block, {name: a[block * 256 : (block + 1) * 256] for name, a in values.items()})
+    run.finish("relevance")
+    run.finish("strategies")
+    assert run.find_damage() == []
+    kept = state(tmp_path / "run" / "pooled.zarr")
+    spoil(tmp_path / "run" / "pooled.zarr" / "what:a.b" / "c/2/0", lambda b: b[:-1] + bytes([b[-1] ^ 1]))
+    assert run.find_damage() == [2]
+    assert np.array_equal(run.read_array("what:a.b", np.array([511, 3])), np.ones((2, 3)))  # of the sound blocks
+    with pytest.raises(RunError, match="damaged"):
+        run.read_array("what:a.b", np.array([512]))
+    run.forget_blocks([2])
+    assert run.blocks_done() == [0, 1]
+    assert set(run.describe()["stages"]) == {"strategies"}
+    run.write_block(2, {name: a[512:] for name, a in values.items()})
+    assert run.find_damage() == []
+    assert all(np.array_equal(run.read_array(name), a) for name, a in values.items())
+    now = state(tmp_path / "run" / "pooled.zarr")
+    assert {name for name in now if now[name] != kept[name]} == {"what:a.b/c/2/0", "where/c/2/0/0"}
+    rows = np.array([599, 0, 300, 0, 255, 256])
+    assert np.array_equal(run.read_array("where", rows), values["where"][rows])
+    assert run.read_array("where", rows[:0]).shape == (0, 2, 2)
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "words"),
+    ("name", "how", "words"),
     [
-        (CHUNK, lambda b: b[: len(b) // 2], "where is damaged: Stored and computed checksum do not match"),
-        (CHUNK, lambda b: b[:1000] + bytes([b[1000] ^ 1]) + b[1001:], "where is damaged: Stored and computed checksum"),
-        (CHUNK, lambda b: b"", "where is damaged: "),
-        (CHUNK, None, "where is damaged: 1 of its 1 chunks are missing"),
         ("where/zarr.json", lambda b: b[: len(b) // 2], "where is damaged: "),
         ("where/zarr.json", None, "holds no 'where'"),
         ("zarr.json", lambda b: b[:20], "status is damaged: "),
     ],
 )
-def test_damaged_arrays(name: str, spoil: Callable[[bytes], bytes] | None, words: str, run: Path, small: Small) -> None:
+def test_damaged_arrays(name: str, how: Callable[[bytes], bytes] | None, words: str, run: Path, small: Small) -> None:
     undo(run, "relevance")
-    path = run / "pooled.zarr" / name
-    if spoil is None:
-        path.unlink()
-    else:
-        path.write_bytes(spoil(path.read_bytes()))
+    (run / "set_aside.json").unlink(missing_ok=True)
+    spoil(run / "pooled.zarr" / name, how)
     with pytest.raises(RunError, match=words) as raised:
         audit(small, run)
     assert raised.value.remedy == "give --out another folder"

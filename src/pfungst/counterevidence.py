@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from pfungst.assignments import thin
 from pfungst.domains.image import load_batch, read_images
 from pfungst.domains.labels import shorten
 from pfungst.domains.preprocessing import Preprocess
@@ -31,6 +32,8 @@ from pfungst.regions import Direction, Laboratory, find_direction
 from pfungst.store import Run
 from pfungst.strategies import Candidate
 from pfungst.vectors import pool_channels, unit_rows
+
+_AT_ONCE = 4096  # samples whose maps are read at once
 
 
 def describe_verdict(verdict: Verdict) -> dict[str, Any]:
@@ -165,16 +168,17 @@ def place_elsewhere(run: Run, subject: Subject, candidate: Candidate, folder: st
     the model takes for it.  ``own``: the same count in the run's own pictures, their scores held out.
     """
     prepare = _view_of(run, candidate)
-    rows = np.concatenate([candidate.members, candidate.others])
-    inside = np.arange(len(rows)) < len(candidate.members)
+    members, others = thin(candidate.members), thin(candidate.others)
+    rows, inside = np.concatenate([members, others]), np.arange(len(members) + len(others)) < len(members)
     discriminant, held_out = fit_discriminant(prepare(run.read_view(_array_of(candidate), rows)), inside, seed)
     own_rows, labelled = _own_rows(run, subject, candidate)
     scores = np.empty(len(own_rows))
     known = dict(zip(rows.tolist(), held_out.tolist(), strict=True))
-    new = np.array([row not in known for row in own_rows.tolist()], dtype=bool)
+    new = ~np.isin(own_rows, rows)
     scores[~new] = [known[row] for row in own_rows[~new].tolist()]
-    if new.any():
-        scores[new] = discriminant.score(prepare(run.read_view(_array_of(candidate), own_rows[new])))
+    for places in np.array_split(np.flatnonzero(new), 1 + int(new.sum()) // _AT_ONCE):
+        if len(places):
+            scores[places] = discriminant.score(prepare(run.read_view(_array_of(candidate), own_rows[places])))
     right = run.read_array("prediction", own_rows) == candidate.class_index
     own = _count(scores > discriminant.valley, right if labelled else None)
     vectors, right, unread, labelled = _look(subject, candidate, folder)
@@ -197,7 +201,7 @@ def _view_of(run: Run, candidate: Candidate) -> Callable[[np.ndarray], np.ndarra
     """How rows of that array become vectors: relevance by its length, properties by their spread in the class."""
     if candidate.alteration is None:
         return lambda rows: unit_rows(rows.astype(np.float64))
-    spread = run.read_view("properties", np.concatenate([candidate.members, candidate.others])).std(0)
+    spread = run.read_view("properties", np.concatenate([thin(candidate.members), thin(candidate.others)])).std(0)
     return lambda rows: rows / np.where(spread > 0, spread, 1.0)
 
 

@@ -47,6 +47,11 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return both / max(1, len(a) + len(b) - both)
 
 
+def is_clear(group: Group) -> bool:
+    """Whether the group is so clearly apart that its members are taken out of the class (see ``rank_groups``)."""
+    return group.suspicion >= _CLEAR
+
+
 def find_groups(
     views: Mapping[str, np.ndarray], *, min_size: int = 8, max_share: float = 0.6, null_draws: int = 19, seed: int = 0
 ) -> tuple[list[Group], Spectrum]:
@@ -136,14 +141,29 @@ def prepare_view(name: str, vectors: np.ndarray, seed: int = 0) -> View:
     """A view for ``score_groups``.  The costly part of a discriminant, its covariance, is the same for all groups."""
     rows = principal_coordinates(vectors, _SCORED)
     fold = np.random.default_rng(seed).permutation(len(rows)) % _FOLDS
-    precision = []
-    for held in range(_FOLDS):
-        precision.append(_precision(rows[fold != held], vectors.shape[1]))
-    return View(name, rows, fold, tuple(precision))
+    precision = tuple(_precision(rows[fold != held], vectors.shape[1]) for held in range(_FOLDS))
+    return View(name, rows, fold, precision)
+
+
+def fit_discriminants(vectors: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The discriminants of ``held_out_scores``, fitted on all samples: (d, groups) and offsets (groups,).
+
+    For vectors (n, d) like these, ``vectors @ directions - offsets`` is about +0.5 inside and -0.5 outside.
+    """
+    rows = principal_coordinates(vectors, _SCORED)
+    mean = vectors.mean(0)
+    lengths = (rows**2).sum(0)
+    axes = (vectors - mean).T @ rows / np.where(lengths > 0, lengths, 1)  # (d, coordinates), orthonormal
+    precision = _precision(rows, vectors.shape[1])
+    a, b = (part.T.astype(float) @ rows / np.maximum(part.sum(0), 1)[:, None] for part in (inside, outside))
+    directions = (a - b) @ precision
+    gap = np.maximum(((a - b) * directions).sum(1), 1e-12)
+    weights = axes @ (directions / gap[:, None]).T
+    return weights, ((a + b) * directions).sum(1) / 2 / gap + mean @ weights
 
 
 def _precision(rows: np.ndarray, dimensions: int) -> np.ndarray:
-    """Inverse of the covariance of principal coordinates (n, k), with a ridge for all ``dimensions`` of the view."""
+    """Inverse of the covariance of ``rows``, with the ridge that ``_RIDGE`` says, of vectors of ``dimensions``."""
     covariance = np.atleast_2d(np.cov(rows.T, bias=True))
     ridge = _RIDGE * np.trace(covariance) / dimensions + 1e-12
     inverse: np.ndarray = np.linalg.inv((1 - _RIDGE) * covariance + ridge * np.eye(rows.shape[1]))
@@ -172,28 +192,31 @@ def held_out_scores(view: View, inside: np.ndarray, outside: np.ndarray) -> np.n
 
 
 def valley_depth(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> float:
-    """How deep a valley of density lies between the group and the rest; see ``find_valley``."""
-    return find_valley(scores, inside, outside)[0]
-
-
-def find_valley(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> tuple[float, float]:
-    """Depth of the valley of density between the group and the rest, 0 (one cloud) to 1 (a clean gap), and its place.
+    """How deep a valley of density lies between the group and the rest, 0 (none: one cloud) to 1 (a clean gap).
 
     1 - (lowest density between the two modes) / (lower of the densities at the modes), for scores (n,) of samples,
     times the Jaccard index of the group, or of the rest if that is less, with the samples on its side of the valley.
     A group that only cuts a piece off one cloud has no valley, however well it can be told apart; a part of a group
     that stands apart has one, but does not fill its side.
     """
+    return valley_of(scores, inside, outside)[0]
+
+
+def valley_of(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> tuple[float, float]:
+    """The depth of the valley, as ``valley_depth`` has it, and the score at its bottom (0, halfway, if there is none).
+
+    Scores are scaled as those of ``held_out_scores``.
+    """
     high, low = np.median(scores[inside]), np.median(scores[outside])
     if not high > low:
-        return 0.0, float(high + low) / 2
+        return 0.0, 0.0
     width = max(0.5 * min(scores[inside].std(), scores[outside].std(), high - low), 0.05 * (high - low))
     points = np.linspace(low, high, 41)
     density = np.exp(-0.5 * ((points[:, None] - scores[inside | outside]) / width) ** 2).sum(1)
     left, right = int(density[:20].argmax()), 21 + int(density[21:].argmax())
     lower = min(density[left], density[right])
     if not lower > 0:
-        return 0.0, float(high + low) / 2
+        return 0.0, 0.0
     bottom = left + int(density[left : right + 1].argmin())
     beyond = scores > points[bottom]
     fills = min(
@@ -207,19 +230,18 @@ def find_valley(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> 
 class Discriminant:
     """What tells a group from the rest of its class in one view, for samples that the view did not have, too.
 
-    A vector's score is (vector - centre) . direction - middle, about +0.5 inside and -0.5 outside.  ``valley``: the
-    score from which a sample is on the group's side; ``depth``: how clear that is, 0 to 1 (``find_valley``).
+    A vector's score is vector . direction - offset, about +0.5 inside and -0.5 outside.  ``valley``: the score from
+    which a sample is on the group's side; ``depth``: how clear that is, 0 to 1 (``valley_of``).
     """
 
-    centre: np.ndarray
     direction: np.ndarray
-    middle: float
+    offset: float
     valley: float
     depth: float
 
     def score(self, vectors: np.ndarray) -> np.ndarray:
         """Scores (m,) of vectors (m, d), prepared as those of the view were."""
-        scores: np.ndarray = (vectors - self.centre) @ self.direction - self.middle
+        scores: np.ndarray = vectors @ self.direction - self.offset
         return scores
 
 
@@ -229,17 +251,11 @@ def fit_discriminant(vectors: np.ndarray, inside: np.ndarray, seed: int = 0) -> 
     ``inside``: (n,) bool.  The valley is that of the held-out scores, which new samples' scores are like.
     """
     with threadpool_limits(1):
-        rows = principal_coordinates(vectors, _SCORED)
-        held_out = held_out_scores(prepare_view("", vectors, seed), inside[:, None], ~inside[:, None])[:, 0]
-        a, b = rows[inside].mean(0), rows[~inside].mean(0)
-        direction = (a - b) @ _precision(rows, vectors.shape[1])
-        gap = max(float((a - b) @ direction), 1e-12)
-        centre = vectors.mean(0)
-        lengths = (rows**2).sum(0)  # rows = (vectors - centre) @ basis, whose columns are orthonormal
-        basis = ((vectors - centre).T @ rows) / np.where(lengths > 1e-20 * lengths.max(initial=0), lengths, np.inf)
-        depth, valley = find_valley(held_out, inside, ~inside)
-    middle = float((a + b) @ direction) / 2 / gap
-    return Discriminant(centre, basis @ direction / gap, middle, valley, depth), held_out
+        one, rest = inside[:, None], ~inside[:, None]
+        held_out = held_out_scores(prepare_view("", vectors, seed), one, rest)[:, 0]
+        directions, offsets = fit_discriminants(vectors, one, rest)
+        depth, valley = valley_of(held_out, inside, ~inside)
+    return Discriminant(directions[:, 0], float(offsets[0]), valley, depth), held_out
 
 
 def score_groups(groups: Sequence[Group], views: Sequence[View], without: np.ndarray | None = None) -> list[Group]:
@@ -287,7 +303,7 @@ def rank_groups(groups: list[Group], views: Sequence[View], min_size: int = 8) -
         first = left.pop(0)
         kept.append(first)
         left = [group for group in left if not _same(group.members, first.members)]
-        if first.suspicion < _CLEAR:
+        if not is_clear(first):
             continue
         taken = np.union1d(taken, first.members)
         rest = [replace(group, members=np.setdiff1d(group.members, taken)) for group in left]

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pfungst.domains.image import ImageData, Preprocess, load_batch
+from pfungst.domains.image import ImageData, Preprocess, load_batch, read_images
 from pfungst.domains.labels import shorten
 from pfungst.errors import DataError, ModelError, PfungstError
 from pfungst.lrp import LRP
-from pfungst.models import LoadedModel
+from pfungst.models import LoadedModel, load_model
 from pfungst.properties import FILED, measure_file, measure_pixels
 from pfungst.regions import Laboratory
 from pfungst.settings import Settings
@@ -47,6 +48,7 @@ class Subject:
     only: int | None
     layers: tuple[str, ...]
     classes: tuple[str, ...]
+    source: Any = None  # model and images as they were given, to open the same elsewhere
 
     def load(self, rows: Any) -> Tensor:
         """Model inputs of these samples, on the device; they must have been readable before."""
@@ -57,6 +59,24 @@ class Subject:
             row, reason = next(iter(skipped.items()))
             raise DataError(f"{self.data.ids[row]} could be read before and now cannot: {reason}", "restore the file")
         return inputs.to(self.settings.device)
+
+
+def open_subject(model: str | nn.Module | LoadedModel, images: str | Path | ImageData, settings: Settings) -> Subject:
+    """Load model and data, check that they fit, and settle preprocessing, target and layers."""
+    source = (model, images)
+    if not isinstance(model, LoadedModel):
+        model = load_model(
+            model,
+            weights=settings.weights,
+            device=settings.device,
+            size=settings.size,
+            mean=settings.mean,
+            std=settings.std,
+            channels=settings.channels,
+            classes=settings.classes,
+        )
+    data = images if isinstance(images, ImageData) else read_images(images, model.classes)
+    return replace(prepare(model, limit_data(data, settings), settings), source=source)
 
 
 def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
@@ -181,25 +201,45 @@ class _Batch:
     files: list[tuple[list[float], str]]
 
 
-def map_relevance(run: Run, subject: Subject, progress: Progress) -> None:
+@dataclass(frozen=True)
+class Block:
+    """What is kept of the samples ``rows``: all arrays (zeros where unreadable), why some were skipped, the cameras."""
+
+    rows: np.ndarray
+    arrays: dict[str, np.ndarray]
+    skipped: dict[int, str]
+    cameras: dict[int, str]
+
+
+BlockMapper = Callable[[Subject, list[np.ndarray], Progress], Iterator[Block]]
+
+
+def map_relevance(run: Run, subject: Subject, progress: Progress, mapper: BlockMapper | None = None) -> None:
     """Relevance of every picture, pooled, into ``pooled.zarr``; block by block, going on where it stopped."""
-    count, size = len(subject.data), subject.settings.batch_size
+    count = len(subject.data)
     done = set(run.blocks_done())
     todo = [
         np.arange(block * BLOCK, min(count, (block + 1) * BLOCK))
         for block in range((count + BLOCK - 1) // BLOCK)
         if block not in done
     ]
+    for found in (mapper or map_blocks)(subject, todo, progress):
+        block = int(found.rows[0]) // BLOCK
+        run.create_arrays(count, {name: (tuple(a.shape[1:]), str(a.dtype)) for name, a in found.arrays.items()})
+        reasons = {subject.data.ids[row]: why for row, why in found.skipped.items()}
+        run.write_json(f"skipped/{block:06d}.json", reasons)
+        if found.cameras:
+            run.write_json(f"cameras/{block:06d}.json", {str(row): name for row, name in found.cameras.items()})
+        run.write_block(block, found.arrays)
+    progress("relevance", count, count)
+
+
+def map_blocks(subject: Subject, todo: list[np.ndarray], progress: Progress) -> Iterator[Block]:
+    """The blocks in their order, by this process."""
+    size = subject.settings.batch_size
     batches = _read_ahead(subject, [rows[i : i + size] for rows in todo for i in range(0, len(rows), size)])
     for rows in todo:
-        arrays, skipped, cameras = _map_block(subject, rows, batches, progress)
-        block = int(rows[0]) // BLOCK
-        run.create_arrays(count, {name: (tuple(a.shape[1:]), str(a.dtype)) for name, a in arrays.items()})
-        run.write_json(f"skipped/{block:06d}.json", {subject.data.ids[row]: why for row, why in skipped.items()})
-        if cameras:
-            run.write_json(f"cameras/{block:06d}.json", {str(row): camera for row, camera in cameras.items()})
-        run.write_block(block, arrays)
-    progress("relevance", count, count)
+        yield _map_block(subject, rows, batches, progress)
 
 
 def _read_ahead(subject: Subject, batches: list[np.ndarray]) -> Iterator[_Batch]:
@@ -218,10 +258,7 @@ def _read_ahead(subject: Subject, batches: list[np.ndarray]) -> Iterator[_Batch]
             yield coming.popleft().result()
 
 
-def _map_block(
-    subject: Subject, rows: np.ndarray, batches: Iterator[_Batch], progress: Progress
-) -> tuple[dict[str, np.ndarray], dict[int, str], dict[int, str]]:
-    """All arrays of one block, rows of unreadable pictures left at zero; why pictures were skipped; the cameras."""
+def _map_block(subject: Subject, rows: np.ndarray, batches: Iterator[_Batch], progress: Progress) -> Block:
     arrays: dict[str, np.ndarray] = {}
     skipped: dict[int, str] = {}
     cameras: dict[int, str] = {}
@@ -254,7 +291,7 @@ def _map_block(
         empty = _as_arrays(explain_batch(subject, _first_readable(subject.data, subject.preprocess), rows[:1]))
         arrays = {name: np.zeros((len(rows), *values.shape[1:]), values.dtype) for name, values in empty.items()}
         arrays["file"] = np.zeros((len(rows), len(FILED)), np.float32)
-    return arrays, skipped, cameras
+    return Block(rows, arrays, skipped, cameras)
 
 
 def _file_numbers(batch: _Batch) -> np.ndarray:

@@ -42,12 +42,29 @@ def find_nearest(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return nearest[~own].reshape(len(data), k), distances
 
 
-def measure_outliers(vectors: np.ndarray) -> np.ndarray:
-    """Outlier score of each sample, (n,): mean distance to its k nearest over the median of that; about 1 is usual."""
+def find_nearest_in(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of ``vectors`` (n, d) to each of other ``queries`` (m, d), nearest first, and their distances."""
+    import faiss
+
+    asked, among = (np.ascontiguousarray(rows, dtype=np.float32) for rows in (queries, vectors))
+    squares, nearest = faiss.knn(asked, among, k)
+    return nearest, np.sqrt(np.maximum(squares, 0))
+
+
+def distances_to_nearest(vectors: np.ndarray) -> np.ndarray:
+    """Mean distance of each sample to its k nearest others, (n,); 0 where there is no other."""
     k = min(neighbour_count(len(vectors)), len(vectors) - 1)
     if k < 1:
-        return np.ones(len(vectors))
-    means = find_nearest(vectors, k)[1].mean(1)
+        return np.zeros(len(vectors))
+    means: np.ndarray = find_nearest(vectors, k)[1].mean(1)
+    return means
+
+
+def measure_outliers(vectors: np.ndarray) -> np.ndarray:
+    """Outlier score of each sample, (n,): mean distance to its k nearest over the median of that; about 1 is usual."""
+    if len(vectors) == 0:
+        return np.ones(0)
+    means = distances_to_nearest(vectors)
     middle = float(np.median(means))
     return means / middle if middle > 0 else np.ones(len(vectors))
 

@@ -9,6 +9,7 @@ was stopped goes on where it was.  No mathematics lives here.
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,11 +20,12 @@ import numpy as np
 from torch import nn
 
 from pfungst.confirmations import Confirmation, confirm
-from pfungst.domains.image import ImageData, read_images
+from pfungst.domains.image import ImageData
+from pfungst.engines import map_blocks_on_ray
 from pfungst.errors import SettingError
 from pfungst.judgements import Judgement, add_judgements, write_judgement
-from pfungst.maps import READ, Progress, Subject, limit_data, map_relevance, prepare
-from pfungst.models import LoadedModel, load_model
+from pfungst.maps import READ, Progress, Subject, map_blocks, map_relevance, open_subject
+from pfungst.models import LoadedModel
 from pfungst.portraits import read_columns
 from pfungst.probes import probe_properties
 from pfungst.properties import NAMES
@@ -61,6 +63,9 @@ def audit(
     with run.locked():
         subject = open_subject(model, images, chosen)
         run.begin(identity(subject, tell))
+        if damaged := run.find_damage():
+            warnings.warn(f"{len(damaged)} damaged blocks of {out} are computed anew: is the disk sound?", stacklevel=2)
+            run.forget_blocks(damaged)
         for stage, work in STAGES:
             if run.stage(stage) is None:
                 work(run, subject, tell)
@@ -79,23 +84,6 @@ def make_settings(given: dict[str, Any]) -> Settings:
         if isinstance(given.get(name), int | float):
             given = {**given, name: (float(given[name]),)}
     return Settings(**given)
-
-
-def open_subject(model: str | nn.Module | LoadedModel, images: str | Path | ImageData, settings: Settings) -> Subject:
-    """Load model and data, check that they fit, and settle preprocessing, target and layers."""
-    if not isinstance(model, LoadedModel):
-        model = load_model(
-            model,
-            weights=settings.weights,
-            device=settings.device,
-            size=settings.size,
-            mean=settings.mean,
-            std=settings.std,
-            channels=settings.channels,
-            classes=settings.classes,
-        )
-    data = images if isinstance(images, ImageData) else read_images(images, model.classes)
-    return prepare(model, limit_data(data, settings), settings)
 
 
 def identity(subject: Subject, progress: Progress) -> dict[str, Any]:
@@ -172,8 +160,13 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
     run.write_table("samples.parquet", columns)
 
 
+def compute_relevance(run: Run, subject: Subject, progress: Progress) -> None:
+    """Relevance of every picture, by this process or by those of a Ray cluster."""
+    map_relevance(run, subject, progress, map_blocks_on_ray if subject.settings.engine == "ray" else map_blocks)
+
+
 STAGES: tuple[tuple[str, Callable[[Run, Subject, Progress], None]], ...] = (
-    ("relevance", map_relevance),
+    ("relevance", compute_relevance),
     ("strategies", find_strategies),
     ("properties", probe_properties),
     ("interventions", prove_findings),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pfungst.assignments import thin
 from pfungst.clusters import explain_membership
 from pfungst.maps import Subject
 from pfungst.neighbours import find_duplicates
@@ -63,29 +64,34 @@ def draw_portrait(run: Run, subject: Subject, candidate: Candidate, columns: Col
 
     traits      what sets the members apart from the rest of their class in properties and metadata
     accuracy, probability  share recognised rightly (where labelled), mean probability of the class
-    distinct    how many members are left when near-duplicates count once
+    distinct    how many members are left when near-duplicates count once; duplicates: groups of them, largest first
     central, rim  members that belong most and least clearly; nearest: others that come closest
     channels    by layer: the channels that make the members a cluster, with their share of the evidence
+
+    Of more than ``assignments.LARGE`` members or others, all but traits and accuracy are of as many drawn by lot.
     """
     members, others = candidate.members, candidate.others
     traits = describe_group(members, others, columns.numbers, columns.values)
     ids = subject.data.ids
     view = candidate.shown_in
-    inside, outside = (unit_rows(run.read_view(view, rows)) for rows in (members, others))
+    some, rest = thin(members), thin(others)
+    inside, outside = (unit_rows(run.read_view(view, rows)) for rows in (some, rest))
     centres = np.stack([inside.mean(0), outside.mean(0)])
     evidence, _ = explain_membership(inside, centres, 0)
     order = np.argsort(-evidence, kind="stable")
     near = np.argsort(-explain_membership(outside, centres, 0)[0], kind="stable")
+    alike = sorted(find_duplicates(inside), key=lambda group: (-len(group), int(group[0])))
     probability = run.read_array("target_probability")
     return {
         "traits": [_plain(asdict(trait)) for trait in traits[:12]],
         "accuracy": {"members": _accuracy(run, subject, members), "others": _accuracy(run, subject, others)},
         "probability": {"members": float(probability[members].mean()), "others": float(probability[others].mean())},
-        "distinct": len(members) - sum(len(group) - 1 for group in find_duplicates(inside)),
-        "central": [ids[members[i]] for i in order[:_SHOWN]],
-        "rim": [ids[members[i]] for i in order[::-1][:_SHOWN]],
-        "nearest": [ids[others[i]] for i in near[:_SHOWN]],
-        "channels": _channels(run, subject, members, others),
+        "distinct": len(members) - sum(len(group) - 1 for group in alike),
+        "duplicates": [[ids[some[i]] for i in group] for group in alike[:_SHOWN]],
+        "central": [ids[some[i]] for i in order[:_SHOWN]],
+        "rim": [ids[some[i]] for i in order[::-1][:_SHOWN]],
+        "nearest": [ids[rest[i]] for i in near[:_SHOWN]],
+        "channels": _channels(run, subject, some, rest),
     }
 
 
@@ -105,7 +111,8 @@ def describe_portrait(portrait: dict[str, Any], size: int) -> list[str]:
 
 def explain_place(run: Run, candidate: Candidate) -> np.ndarray:
     """The cells (grid, grid) that make the members a cluster: mean shares of its evidence in the pooled maps."""
-    inside, outside = (unit_rows(run.read_view("where", rows)) for rows in (candidate.members, candidate.others))
+    groups = thin(candidate.members), thin(candidate.others)
+    inside, outside = (unit_rows(run.read_view("where", rows)) for rows in groups)
     _, shares = explain_membership(inside, np.stack([inside.mean(0), outside.mean(0)]), 0)
     side = round(shares.shape[1] ** 0.5)
     return shares.mean(0).reshape(side, side)

@@ -206,7 +206,7 @@ def _try_tails(
             continue
         members, suspicion = _lose_by_undoing(subject, lab, index, rows, tail, best[1], others)
         # Properties vary without a gap: what is not apart is a piece of one cloud, and there are many.
-        if suspicion < subject.settings.separate or any(jaccard(members, one) >= 0.6 for one in kept):
+        if suspicion < subject.settings.separate or any(_repeats(members, one) for one in kept):
             continue
         kept.append(members)
         yield {
@@ -215,6 +215,12 @@ def _try_tails(
             "suspicion": round(suspicion, 4),
             "alteration": asdict(best[1]),
         }
+
+
+def _repeats(members: np.ndarray, known: np.ndarray) -> bool:
+    """The two groups are much the same, or one is mostly a part of the other."""
+    both = len(np.intersect1d(members, known))
+    return jaccard(members, known) >= 0.6 or both >= 0.8 * min(len(members), len(known))
 
 
 def _some(pictures: Tensor, count: int) -> Tensor:
@@ -298,6 +304,7 @@ def examine_alteration(
 
     undo   (necessity) members are made like the rest of their class.  Control: they are changed as much the other way;
            where detail is exchanged for that of ordinary members, it is exchanged among members.
+    A control that moves the score against the effect counts as none.
     apply  (sufficiency) pictures of other classes are made like members.  Control: they are changed as much the other
            way.
 
@@ -343,7 +350,8 @@ def _test_undoing(
         change, decided = _change(before, lab.ask(preprocess.from_pixels(changed)), target)
         results.append((change, (before.argmax(1).cpu().numpy() == target) & (decided != target)))
     (treated, flips), (control, control_flips) = results
-    return compare("undo", treated, control, (flips, control_flips), seed)
+    # More of the cue raises the score, as it should; that is no merit of the way back.
+    return compare("undo", treated, np.minimum(control, 0), (flips, control_flips), seed)
 
 
 def _test_applying(
@@ -360,7 +368,7 @@ def _test_applying(
         change, decided = _change(before, after, target)
         results.append((change, (before.argmax(1).cpu().numpy() != target) & (decided == target)))
     (treated, flips), (control, control_flips) = results
-    return compare("apply", treated, control, (flips, control_flips), seed)
+    return compare("apply", treated, np.maximum(control, 0), (flips, control_flips), seed)
 
 
 def restore_alteration(record: dict[str, Any]) -> Alteration:

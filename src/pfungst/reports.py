@@ -15,9 +15,8 @@ from pfungst.confirmations import read_confirmations, tell
 from pfungst.errors import RunError
 from pfungst.judgements import ANSWERS, add_judgements, read_judgements
 from pfungst.store import JUDGEMENTS, Run
-from pfungst.strategies import read_strategies
+from pfungst.strategies import SHOWN, read_strategies
 
-_CLASSES_SHOWN = 12
 _REGION_TITLES = {
     "member": "a member",
     "cut": "region cut out",
@@ -135,13 +134,16 @@ def _classes(strategies: list[dict[str, Any]], findings: list[dict[str, Any]], i
     shown: list[dict[str, Any]] = []
     for entry in strategies:
         own = by_class.get(entry["class_index"], [])
-        if not own and len(shown) >= _CLASSES_SHOWN:
+        if not own and len(shown) >= SHOWN:
             continue
         card: dict[str, Any] = {"name": entry["class"], "n": len(entry["rows"]), "note": entry.get("note", "")}
+        card["analysed"] = entry.get("analysed")
         if "x" in entry:
             members = {sample: i for i, f in enumerate(own) for sample in f["samples"]}
-            groups = [members.get(ids[row], -1) for row in entry["rows"]]
-            card["map"] = draw_map(entry["x"], entry["y"], groups, {i: f["id"] for i, f in enumerate(own)})
+            drawn = [i for i, x in enumerate(entry["x"]) if x is not None]
+            groups = [members.get(ids[entry["rows"][i]], -1) for i in drawn]
+            x, y = ([entry[key][i] for i in drawn] for key in ("x", "y"))
+            card["map"] = draw_map(x, y, groups, {i: f["id"] for i, f in enumerate(own)})
             card["spectrum"] = draw_spectrum(entry["eigenvalues"], entry["clusters"])
             card["p"], card["clusters"] = entry["p"], entry["clusters"]
             card["legend"] = [{"number": i % 6, "id": f["id"], "verdict": f["verdict"]} for i, f in enumerate(own)]

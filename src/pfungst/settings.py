@@ -56,7 +56,19 @@ class Settings:
     )
     batch_size: int = _setting(32, "Pictures asked at once.", low=1)
     device: str = _setting("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
-    workers: int = _setting(min(16, os.cpu_count() or 2), "Threads that read pictures.", low=0, free=True)
+    engine: str = _setting(
+        "local",
+        "Where relevance is computed: this process, or a Ray cluster (that of RAY_ADDRESS, else one is started on this "
+        "machine), with the same result.",
+        choices=("local", "ray"),
+        free=True,
+    )
+    workers: int = _setting(
+        min(16, os.cpu_count() or 2),
+        "Threads that read pictures; processes that analyse classes, where there are many.",
+        low=0,
+        free=True,
+    )
     seed: int = _setting(0, "Seed of everything random.", low=0)
     limit: int | None = _setting(None, "Use at most so many pictures, spread over the classes.", low=2)
     suspicion: float = _setting(

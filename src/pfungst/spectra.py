@@ -7,7 +7,9 @@ class's own maps: one cloud with the same mean and covariance.  One cluster is a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.linalg import eigh
@@ -18,6 +20,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from pfungst.neighbours import join_neighbours
 from pfungst.vectors import unit_rows
 
+_KEPT = 1280  # samples up to which normal numbers are kept for the next class: 250 MB for 19 draws
 _DENSE = 600  # up to this many samples all eigenvalues at once are quicker, and exact
 
 
@@ -81,7 +84,8 @@ def _solve_large(
     if pieces >= count:
         return np.ones(count), known[:, :count].toarray()
     # A - 2 U Uᵀ turns the known eigenvalues 1 into -1, the very end that the solver does not look at.
-    rest = LinearOperator((n, n), lambda v: affinity @ v - 2 * (known @ (known.T @ v)), dtype=np.float64)
+    turned = known.T
+    rest = LinearOperator((n, n), lambda v: affinity @ v - 2 * (known @ (turned @ v)), dtype=np.float64)
     start = np.random.default_rng(0).normal(size=n)
     values, vectors = eigsh(rest, k=min(count, n - 1) - pieces, which="LA", tol=0, v0=start)
     return np.concatenate([np.ones(pieces), values]), np.hstack([known.toarray(), vectors])
@@ -114,10 +118,28 @@ def measure_spectrum(vectors: np.ndarray, count: int = 12, null_draws: int = 19,
 
 def _structureless(vectors: np.ndarray, draws: int, seed: int) -> list[np.ndarray]:
     """Samples of one Gaussian cloud with the mean and covariance of ``vectors``, scaled like them to unit norm."""
-    rng = np.random.default_rng(seed)
-    mean = vectors.mean(0)
-    centred = (vectors - mean) / np.sqrt(len(vectors))
-    return [unit_rows(mean + rng.normal(size=(len(vectors), len(vectors))) @ centred) for _ in range(draws)]
+    n, mean = len(vectors), vectors.mean(0)
+    centred = (vectors - mean) / np.sqrt(n)
+    return [unit_rows(mean + normals @ centred) for normals in _square_normals(n, draws, seed)]
+
+
+def _square_normals(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """``draws`` matrices (n, n) of normal numbers.  The same numbers serve all classes, so those of many small classes
+    are drawn once."""
+    if n > _KEPT or draws == 0:
+        rng = np.random.default_rng(seed)
+        yield from (rng.normal(size=(n, n)) for _ in range(draws))
+        return
+    rounded = -(-n // 128) * 128
+    numbers = _normals(draws * rounded**2, seed)
+    yield from (numbers[k * n * n : (k + 1) * n * n].reshape(n, n) for k in range(draws))
+
+
+@lru_cache(maxsize=1)
+def _normals(count: int, seed: int) -> np.ndarray:
+    numbers = np.random.default_rng(seed).normal(size=count)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def cluster_samples(spectrum: Spectrum, clusters: int, seed: int = 0) -> np.ndarray:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,21 +196,89 @@ class Run:
 
     def read_array(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
         """Some rows of an array (all of them by default)."""
+        array = self._open(name)
+        count = array.shape[0] if rows is None else len(rows)
+        result: np.ndarray = np.empty((count, *array.shape[1:]), array.dtype)
+        for places, values in self.stream_arrays([name], rows):
+            result[places] = values[name]
+        return result
+
+    def stream_arrays(
+        self, names: Sequence[str], rows: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Some rows of several arrays (all of them by default) block by block: no more than one block is held.
+
+        Yields places in ``rows`` and the values there, by name.  Each block is read once, whatever the order of rows.
+        """
+        arrays = {name: self._open(name) for name in names}
+        rows = np.arange(next(iter(arrays.values())).shape[0]) if rows is None else np.asarray(rows)
+        order = np.argsort(rows, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(rows[order] // BLOCK)) + 1) if len(rows) else ():
+            block = int(rows[places[0]]) // BLOCK
+            values = {}
+            for name, array in arrays.items():
+                try:
+                    if not self._chunk(name, array, block).exists():  # zarr would give zeros
+                        raise RuntimeError(f"the chunk of samples {block * BLOCK} to {(block + 1) * BLOCK} is missing")
+                    whole = np.asarray(array[block * BLOCK : (block + 1) * BLOCK])
+                except (ValueError, RuntimeError, OSError) as error:
+                    raise RunError(
+                        f"{self.path / _home(name)}/{name} is damaged: {error}",
+                        "give the same `pfungst audit` command again: it computes these samples anew",
+                    ) from None
+                values[name] = whole[rows[places] - block * BLOCK]
+            yield places, values
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array, all samples first."""
+        shape: tuple[int, ...] = self._open(name).shape
+        return shape
+
+    def _open(self, name: str) -> Any:
         import zarr
 
         try:
-            array: Any = zarr.open_group(self.path / _home(name), mode="r")[name]
-            lost = array.nchunks - array.nchunks_initialized
-            if lost:
-                raise RuntimeError(f"{lost} of its {array.nchunks} chunks are missing")
-            result: np.ndarray = np.asarray(array[:] if rows is None else array.oindex[rows])
+            return zarr.open_group(self.path / _home(name), mode="r")[name]
         except (KeyError, FileNotFoundError):
             raise RunError(f"{self.path} holds no {name!r}", "give --out another folder") from None
         except (ValueError, RuntimeError, OSError) as error:
             raise RunError(
                 f"{self.path / _home(name)}/{name} is damaged: {error}", "give --out another folder"
             ) from None
-        return result
+
+    def _chunk(self, name: str, array: Any, block: int) -> Path:
+        """The file of one block of an array."""
+        key: str = array.metadata.encode_chunk_key((block, *(0,) * (array.ndim - 1)))
+        return self.path / _home(name) / name / key
+
+    def find_damage(self) -> list[int]:
+        """Blocks that count as done and have a chunk that is missing or does not fit its checksum.
+
+        Files are read and not decompressed: about 50 µs a chunk.
+        """
+        arrays = self._arrays()
+        return [b for b in self.blocks_done() if not all(_intact(self._chunk(n, a, b)) for n, a in arrays.items())]
+
+    def forget_blocks(self, blocks: Sequence[int]) -> None:
+        """Let these blocks count as not done, and with them the stage ``relevance``; later stages stay done."""
+        with writing(self.path):
+            description = self.describe()
+            description["stages"].pop("relevance", None)
+            self.write_json("run.json", description)
+            for name, array in self._arrays().items():
+                for block in blocks:
+                    self._chunk(name, array, block).unlink(missing_ok=True)
+            self.write_json("blocks.json", sorted(set(self.blocks_done()) - set(blocks)))
+
+    def _arrays(self) -> dict[str, Any]:
+        """All arrays whose description can be read; the others are an error when they are needed."""
+        import zarr
+
+        found: dict[str, Any] = {}
+        for store in sorted({_home(name) for name in ARRAYS}):
+            with suppress(FileNotFoundError, ValueError, KeyError, RuntimeError):
+                found |= dict(zarr.open_group(self.path / store, mode="r").arrays())
+        return found
 
     def read_view(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Some rows of a view, each as one vector, (rows, d) float64."""
@@ -220,6 +288,17 @@ class Run:
 def _home(name: str) -> str:
     """Whole maps are large and kept only on request, so they have a store of their own."""
     return "relevance.zarr" if name == "relevance" else "pooled.zarr"
+
+
+def _intact(chunk: Path) -> bool:
+    """Whether a chunk is there and fits its checksum, its last four bytes (Crc32cCodec is the last codec)."""
+    import google_crc32c
+
+    try:
+        content = chunk.read_bytes()
+    except OSError:
+        return False
+    return len(content) > 4 and google_crc32c.value(content[:-4]).to_bytes(4, "little") == content[-4:]
 
 
 @contextmanager

@@ -1,23 +1,38 @@
 """Kept maps -> the strategies of each class: spectrum, clusters, candidate groups, and a picture of them.
 
-"Strategy" is SpRAy's word for one way in which a model recognises a class.
+"Strategy" is SpRAy's word for one way in which a model recognises a class.  No step holds all maps: classes are read
+some at a time, each block once for all of them, and of a class of more than ``assignments.LARGE`` samples only a random
+part is analysed, from which the others get their groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
+from pfungst.assignments import LARGE, Assignment, assign, draw_part, fit_assignment
 from pfungst.embeddings import embed
-from pfungst.findings import find_groups
+from pfungst.findings import Group, find_groups
 from pfungst.maps import READ, Progress, Subject
 from pfungst.neighbours import measure_outliers
 from pfungst.spectra import cluster_samples
 from pfungst.store import Run
-from pfungst.vectors import gate_maps, unit_rows
+from pfungst.vectors import gate_sums, sum_maps, unit_rows
+
+SHOWN = 12  # classes without findings whose maps a report shows
+_GROUPS_KEPT = 20
+_HELD = 3 << 29  # bytes of maps that are held at once
+_SPREAD = 20_000  # samples from which on classes are analysed in several processes
+_MAPPED = 20_000  # samples up to which all classes get a map, not only those that are shown
+_PENDING = 24  # large classes that are completed in one pass
 
 
 @dataclass(frozen=True)
@@ -37,16 +52,39 @@ class Candidate:
         return "where" if self.alteration else self.views[0]
 
 
+# ---- who takes part -------------------------------------------------------------------------------------------------
+
+
 def set_aside(run: Run, subject: Subject) -> list[str]:
-    """Why a sample takes no part in the clustering, one string a sample; "" for those that do."""
+    """Why a sample takes no part in the clustering, one string a sample; "" for those that do.
+
+    Found once and kept in ``set_aside.json``, as rows by reason.
+    """
+    kept = run.read_json("set_aside.json")
+    if kept is None:
+        kept = {}
+        for row, reason in enumerate(_reasons(run, subject)):
+            if reason:
+                kept.setdefault(reason, []).append(row)
+        run.write_json("set_aside.json", kept)
+    reasons = [""] * run.shape("status")[0]
+    for reason, rows in kept.items():
+        for row in rows:
+            reasons[row] = reason
+    return reasons
+
+
+def _reasons(run: Run, subject: Subject) -> list[str]:
     status = run.read_array("status")
     explained, absorbed = run.read_array("explained"), run.read_array("absorbed")
     target, prediction = run.read_array("target"), run.read_array("prediction")
     reasons = [""] * len(status)
     readable = np.flatnonzero(status == READ)
-    maps = run.read_array("where")[readable].reshape(len(readable), -1)  # of all samples: as small as they are kept
-    gates = gate_maps(maps, explained[readable], absorbed[readable])
-    positive = {int(c): np.median(explained[readable][target[readable] == c]) > 0 for c in np.unique(target[readable])}
+    totals, sums = np.empty(len(readable), np.float32), np.empty(len(readable))
+    for places, values in run.stream_arrays(["where"], readable):
+        totals[places], sums[places] = sum_maps(values["where"].reshape(len(places), -1))
+    gates = gate_sums(totals, sums, explained[readable], absorbed[readable])
+    positive = {c: np.median(explained[rows]) > 0 for c, rows in _by_class(target, status == READ).items()}
     for row, reason in zip(readable, gates, strict=True):
         if not reason and target[row] != prediction[row]:
             reason = "not recognised as its class"
@@ -61,55 +99,248 @@ def set_aside(run: Run, subject: Subject) -> list[str]:
     return reasons
 
 
+def _by_class(target: np.ndarray, wanted: np.ndarray) -> dict[int, np.ndarray]:
+    """Rows (ascending) of each class, by its index, of the samples that are ``wanted``, (n,) bool."""
+    rows = np.flatnonzero(wanted)
+    rows = rows[np.argsort(target[rows], kind="stable")]
+    parts = np.split(rows, np.flatnonzero(np.diff(target[rows])) + 1) if len(rows) else []
+    return {int(target[part[0]]): part for part in parts}
+
+
+# ---- the analysis of classes ----------------------------------------------------------------------------------------
+
+
 def find_strategies(run: Run, subject: Subject, progress: Progress) -> None:
-    """Analyse every class by itself; each goes into ``classes/NUMBER.json`` as soon as it is done."""
-    reasons = set_aside(run, subject)
-    good = np.array([not reason for reason in reasons])
-    target = run.read_array("target")
-    wanted = [subject.only] if subject.only is not None else sorted({int(c) for c in target[good]})
-    for done, index in enumerate(wanted):
+    """Analyse every class by itself; each goes into ``classes/NUMBER.json`` as soon as it is done.
+
+    Then those that a report shows are drawn as maps of samples, in ``embeddings/NUMBER.json``.
+    """
+    good = np.array([not reason for reason in set_aside(run, subject)], dtype=bool)
+    rows_of = _by_class(run.read_array("target"), good)
+    wanted = [subject.only] if subject.only is not None else sorted(rows_of)
+    nobody: np.ndarray = np.array([], dtype=int)
+    left = {i: rows_of.get(i, nobody) for i in wanted if not (run.path / _file(i)).exists()}
+    done = len(wanted) - len(left)
+    for index, entry in _analyse_classes(run, subject, left):
         progress("strategies", done, len(wanted))
-        name = f"classes/{index:04d}.json"
-        if run.read_json(name) is None:
-            run.write_json(name, _analyse_class(run, subject, index, np.flatnonzero(good & (target == index))))
-    progress("strategies", len(wanted), len(wanted))
+        run.write_json(_file(index), entry)
+        done += 1
+    progress("strategies", done, len(wanted))
+    _embed_classes(run, subject, progress)
 
 
-def _analyse_class(run: Run, subject: Subject, index: int, rows: np.ndarray) -> dict[str, Any]:
+def _file(index: int) -> str:
+    return f"classes/{index:04d}.json"
+
+
+def _analyse_classes(
+    run: Run, subject: Subject, rows_of: Mapping[int, np.ndarray]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The entries of these classes, rows by class index; small ones in their order, large ones when some are ready."""
     settings = subject.settings
-    entry: dict[str, Any] = {"class": subject.classes[index], "class_index": index, "rows": rows.tolist()}
+    heads = {i: {"class": subject.classes[i], "class_index": i, "rows": r.tolist()} for i, r in rows_of.items()}
     least = 2 * settings.min_size
-    if len(rows) < least:
-        note = f"too few samples to look for groups: {len(rows)}, at least {least} are needed"
-        return {**entry, "note": note, "groups": []}
-    names = ["where", *(f"{kind}:{layer}" for kind in ("what", "strongest") for layer in subject.layers)]
-    views = {name: run.read_view(name, rows) for name in names}
-    groups, spectrum = find_groups(
-        views, min_size=settings.min_size, null_draws=settings.null_draws, seed=settings.seed
+    for index, rows in rows_of.items():
+        if len(rows) < least:
+            note = f"too few samples to look for groups: {len(rows)}, at least {least} are needed"
+            yield index, {**heads[index], "note": note, "groups": []}
+    parts = {i: rows[draw_part(len(rows), settings.seed)] for i, rows in rows_of.items() if len(rows) >= least}
+    several = len(parts) > 1 and sum(map(len, parts.values())) >= _SPREAD
+    tasks = (
+        (index, views, len(rows_of[index]) > LARGE, settings.min_size, settings.null_draws, settings.seed)
+        for index, views in _read_classes(run, _view_names(subject), parts)
     )
-    places = unit_rows(views["where"])
-    coordinates = embed(places, settings.seed)
-    return {
-        **entry,
+    pending: dict[int, tuple[dict[str, Any], Assignment]] = {}
+    processes = min(settings.workers, os.cpu_count() or 1) if several else 1
+    for index, entry, assignment in _spread(tasks, processes):
+        if assignment is not None:
+            pending[index] = entry, assignment
+        else:
+            groups = [{**group, "rows": rows_of[index][group["rows"]].tolist()} for group in entry["groups"]]
+            yield index, {**heads[index], **entry, "groups": groups}
+        if len(pending) >= _PENDING:
+            yield from _complete(run, pending, rows_of, parts, heads)
+            pending = {}
+    yield from _complete(run, pending, rows_of, parts, heads)
+
+
+def _view_names(subject: Subject) -> list[str]:
+    return ["where", *(f"{kind}:{layer}" for kind in ("what", "strongest") for layer in subject.layers)]
+
+
+def _read_classes(
+    run: Run, names: Sequence[str], rows_of: Mapping[int, np.ndarray]
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Each class's views, (n, d) each; as many classes at a time as may be held, so that a block is read seldom."""
+    if not rows_of:
+        return
+    widths = {name: int(np.prod(run.shape(name)[1:])) for name in names}
+    most = max(1, _HELD // (4 * sum(widths.values())))
+    batches: list[list[int]] = [[]]
+    held = 0
+    for index, rows in rows_of.items():
+        if batches[-1] and held + len(rows) > most:
+            batches.append([])
+            held = 0
+        batches[-1].append(index)
+        held += len(rows)
+    for batch in batches:
+        wanted = np.concatenate([rows_of[index] for index in batch])
+        views = {name: np.empty((len(wanted), width), np.float32) for name, width in widths.items()}
+        for places, values in run.stream_arrays(names, wanted):
+            for name, view in views.items():
+                view[places] = values[name].reshape(len(places), -1)
+        start = 0
+        for index in batch:
+            end = start + len(rows_of[index])
+            yield index, {name: view[start:end] for name, view in views.items()}
+            start = end
+        del views  # before the next ones are made
+
+
+def _spread(tasks: Iterator[tuple[Any, ...]], processes: int) -> Iterator[tuple[int, dict[str, Any], Any]]:
+    """Results of ``_analyse_class`` in the order of the tasks, which are drawn only a few ahead of them."""
+    if processes <= 1:
+        yield from (_analyse_class(*task) for task in tasks)
+        return
+    # Not multiprocessing's own: that would run a caller's script once more in every process.
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(processes, timeout=60, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+        waiting: deque[Any] = deque()
+        for task in tasks:
+            waiting.append(pool.submit(_analyse_class, *task))
+            if len(waiting) > 2 * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _end_with(parent: int) -> None:
+    """Let this process end when its parent is killed; else it would wait for ever for somebody to take its results."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _analyse_class(
+    index: int, views: Mapping[str, np.ndarray], large: bool, min_size: int, null_draws: int, seed: int
+) -> tuple[int, dict[str, Any], Assignment | None]:
+    """The class's entry, its groups' rows within it; of a ``large`` one, of whose part these views are, what assigns
+    the rest.  On one thread, so that nothing depends on how many there are."""
+    with threadpool_limits(1):
+        wide = {name: view.astype(np.float64) for name, view in views.items()}
+        groups, spectrum = find_groups(wide, min_size=min_size, null_draws=null_draws, seed=seed)
+        groups = groups[:_GROUPS_KEPT]
+        cluster = cluster_samples(spectrum, min(spectrum.clusters, 8), seed)
+        outlier = measure_outliers(unit_rows(wide["where"]))
+        assignment = fit_assignment(wide, groups, cluster, seed) if large else None
+    entry = {
         "eigenvalues": [round(float(v), 6) for v in spectrum.eigenvalues],
         "clusters": spectrum.clusters,
         "gap": spectrum.gap,
         "p": None if np.isnan(spectrum.p) else spectrum.p,
-        "cluster": cluster_samples(spectrum, min(spectrum.clusters, 8), settings.seed).tolist(),
-        "outlier": [round(float(v), 4) for v in measure_outliers(places)],
-        "x": [round(float(v), 4) for v in coordinates[:, 0]],
-        "y": [round(float(v), 4) for v in coordinates[:, 1]],
-        "groups": [
-            {"rows": rows[g.members].tolist(), "views": list(g.views), "suspicion": round(g.suspicion, 4)}
-            for g in groups[:20]
-        ],
+        "cluster": cluster.tolist(),
+        "outlier": [round(float(v), 4) for v in outlier],
+        "groups": [_record(group) for group in groups],
     }
+    return index, entry, assignment
+
+
+def _record(group: Group) -> dict[str, Any]:
+    return {"rows": group.members, "views": list(group.views), "suspicion": round(group.suspicion, 4)}
+
+
+def _complete(
+    run: Run,
+    pending: Mapping[int, tuple[dict[str, Any], Assignment]],
+    rows_of: Mapping[int, np.ndarray],
+    parts: Mapping[int, np.ndarray],
+    heads: Mapping[int, dict[str, Any]],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Entries of large classes, with all their samples assigned in one pass over the maps."""
+    if not pending:
+        return
+    rows = np.concatenate([rows_of[index] for index in pending])
+    owner = np.repeat(list(pending), [len(rows_of[index]) for index in pending])
+    cluster, outlier = np.empty(len(rows), int), np.empty(len(rows))
+    members = np.zeros((len(rows), _GROUPS_KEPT), dtype=bool)
+    names = list(dict.fromkeys(name for _, known in pending.values() for name in known.views))
+    with threadpool_limits(1):
+        for places, values in run.stream_arrays(names, rows):
+            for index in np.unique(owner[places]):
+                known = pending[int(index)][1]
+                own = owner[places] == index
+                views = {name: values[name][own].reshape(own.sum(), -1) for name in known.views}
+                found, cluster[places[own]], outlier[places[own]] = assign(known, views)
+                members[places[own], : found.shape[1]] = found
+    start = 0
+    for index, (entry, _) in pending.items():
+        whole = rows_of[index]
+        end = start + len(whole)
+        drawn = start + np.searchsorted(whole, parts[index])  # as they were found
+        cluster[drawn], outlier[drawn] = entry["cluster"], entry["outlier"]
+        groups = []
+        for column, group in enumerate(entry["groups"]):
+            members[drawn, column] = np.isin(np.arange(len(drawn)), group["rows"])
+            groups.append({**group, "rows": whole[members[start:end, column]].tolist()})
+        everyone = {
+            "cluster": cluster[start:end].tolist(),
+            "outlier": [round(float(v), 4) for v in outlier[start:end]],
+            "groups": groups,
+        }
+        yield index, {**heads[index], **entry, "analysed": len(drawn), **everyone}
+        start = end
+
+
+# ---- maps of samples ------------------------------------------------------------------------------------------------
+
+
+def _embed_classes(run: Run, subject: Subject, progress: Progress) -> None:
+    """Maps of the classes that a report shows: with a group to be tested, and the first ones; of all in small runs."""
+    sizes = {entry["class_index"]: len(entry["rows"]) for entry in read_strategies(run) if "cluster" in entry}
+    chosen = list(sizes)
+    if sum(min(size, LARGE) for size in sizes.values()) > _MAPPED:
+        ranked = {candidate.class_index for candidate in rank_candidates(run, subject)[0]}
+        chosen = sorted(ranked | set(chosen[:SHOWN]))
+    for done, index in enumerate(chosen):
+        progress("maps", done, len(chosen))
+        embed_class(run, subject, index)
+    progress("maps", len(chosen), len(chosen))
+
+
+def embed_class(run: Run, subject: Subject, index: int) -> None:
+    """The t-SNE map of one analysed class, into ``embeddings/NUMBER.json`` if it is not there; of a large one, of the
+    part that was analysed."""
+    name = f"embeddings/{index:04d}.json"
+    if (run.path / name).exists():
+        return
+    rows = np.array(run.read_json(_file(index))["rows"])
+    rows = rows[draw_part(len(rows), subject.settings.seed)]
+    with threadpool_limits(1):
+        coordinates = embed(unit_rows(run.read_view("where", rows)), subject.settings.seed)
+    x, y = ([round(float(v), 4) for v in column] for column in coordinates.T)
+    run.write_json(name, {"rows": rows.tolist(), "x": x, "y": y})
 
 
 def read_strategies(run: Run) -> Iterator[dict[str, Any]]:
-    """The entries of all analysed classes, by class index."""
-    for path in sorted((run.path / "classes").glob("*.json")):
-        yield run.read_json(f"classes/{path.name}")
+    """The entries of all analysed classes, by class index; with ``x`` and ``y`` (None for who is not on it) where
+    there is a map."""
+    for path in sorted((run.path / "classes").glob("*.json"), key=lambda path: int(path.stem)):
+        entry = run.read_json(f"classes/{path.name}")
+        drawn = run.read_json(f"embeddings/{path.name}")
+        if drawn is not None:
+            for key in ("x", "y"):
+                place = dict(zip(drawn["rows"], drawn[key], strict=True))
+                entry[key] = [place.get(row) for row in entry["rows"]]
+        yield entry
+
+
+# ---- what is to be tested -------------------------------------------------------------------------------------------
 
 
 def _groups_by_property(run: Run, entry: dict[str, Any]) -> list[dict[str, Any]]:
@@ -122,18 +353,22 @@ def _groups_by_property(run: Run, entry: dict[str, Any]) -> list[dict[str, Any]]
 def rank_candidates(run: Run, subject: Subject) -> tuple[list[Candidate], int]:
     """The groups to be tested, most suspicious first, and how many more were suspicious enough."""
     found = [
-        Candidate(
-            entry["class_index"],
-            np.array(group["rows"]),
-            np.setdiff1d(entry["rows"], group["rows"]),
+        (
             group["suspicion"],
+            entry["class_index"],
+            group["rows"],
             tuple(group["views"]),
+            entry["rows"],
             group.get("alteration"),
         )
         for entry in read_strategies(run)
         for group in [*entry["groups"], *_groups_by_property(run, entry)]
         if group["suspicion"] >= subject.settings.suspicion
     ]
-    found.sort(key=lambda c: (-c.suspicion, c.class_index, c.members[0]))
+    found.sort(key=lambda one: (-one[0], one[1], one[2][0]))
     most = subject.settings.max_findings
-    return found[:most], max(0, len(found) - most)
+    candidates = [
+        Candidate(index, np.array(members), np.setdiff1d(rows, members), suspicion, views, alteration)
+        for suspicion, index, members, views, rows, alteration in found[:most]
+    ]
+    return candidates, max(0, len(found) - most)

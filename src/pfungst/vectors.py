@@ -59,11 +59,20 @@ def gate_maps(pooled: np.ndarray, explained: np.ndarray, absorbed: np.ndarray) -
 
     Numerical blow-ups would otherwise form the most conspicuous clusters.
     """
+    return gate_sums(*sum_maps(pooled), explained, absorbed)
+
+
+def sum_maps(pooled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of pooled maps (n, d): sum of absolute values and sum, each (n,); all that ``gate_sums`` has to know of them."""
+    return np.abs(pooled).sum(1), pooled.sum(1, dtype=np.float64)
+
+
+def gate_sums(totals: np.ndarray, sums: np.ndarray, explained: np.ndarray, absorbed: np.ndarray) -> list[str]:
+    """``gate_maps`` from what ``sum_maps`` gives, so that not all maps need be held at once."""
     reasons = []
-    totals = np.abs(pooled).sum(1)
     finite = totals[np.isfinite(totals) & (totals > 0)]
     limit = 1e3 * np.median(finite) if len(finite) else np.inf
-    closing = np.abs(explained - pooled.sum(1, dtype=np.float64) - absorbed)
+    closing = np.abs(explained - sums - absorbed)
     for total, gap, f in zip(totals, closing, explained, strict=True):
         if not np.isfinite(total) or not np.isfinite(f):
             reasons.append("relevance is not finite")

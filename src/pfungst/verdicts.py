@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pfungst import heatmaps
 from pfungst.alterations import Alteration
+from pfungst.assignments import thin
 from pfungst.cuts import fill_colour, paste
 from pfungst.heatmaps import encode_png
 from pfungst.interventions import (
@@ -40,8 +41,9 @@ def make_standard(settings: Settings) -> Standard:
 
 def make_case(run: Run, subject: Subject, candidate: Candidate) -> Case:
     """What the laboratory needs to know of a candidate."""
-    rows = np.sort(np.concatenate([candidate.members, candidate.others]))
-    inside = np.isin(rows, candidate.members)
+    members = thin(candidate.members)
+    rows = np.sort(np.concatenate([members, thin(candidate.others)]))
+    inside = np.isin(rows, members)
     directions = tuple(find_direction(layer, run.read_view(f"what:{layer}", rows), inside) for layer in subject.layers)
     index = candidate.class_index
     labels, prediction = subject.data.labels, run.read_array("prediction")
@@ -240,12 +242,13 @@ def _draw(
 
 def typical_samples(run: Run, subject: Subject, case: Case, count: int = 24) -> tuple[np.ndarray, np.ndarray]:
     """The members most unlike the rest of their class, and as many random ones of the rest; the most unlike first."""
-    inside, outside = (unit_rows(run.read_view(case.view, rows)) for rows in (case.members, case.others))
+    members, others = thin(case.members), thin(case.others)
+    inside, outside = (unit_rows(run.read_view(case.view, rows)) for rows in (members, others))
     direction = inside.mean(0) - outside.mean(0)
     order = np.argsort(-inside @ direction, kind="stable")
-    drawn = np.random.default_rng([subject.settings.seed, 1]).permutation(len(case.others))[:count]
+    drawn = np.random.default_rng([subject.settings.seed, 1]).permutation(len(others))[:count]
     drawn = drawn[np.argsort(outside[drawn] @ direction, kind="stable")]
-    return case.members[order[:count]], case.others[drawn]
+    return members[order[:count]], others[drawn]
 
 
 def _cut_and_pasted(subject: Subject, case: Case, group: Samples, rest: Samples, masks: Tensor) -> dict[str, Tensor]:
