@@ -33,8 +33,12 @@ maps
 engines strategies
 probes portraits
 verdicts
+counterevidence
+confirmations
+guards
 reports
 pipeline explain
+runs
 demo
 cli
 """.strip().splitlines()

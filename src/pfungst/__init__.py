@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pfungst.pipeline import Audit as Audit
     from pfungst.pipeline import Finding as Finding
     from pfungst.pipeline import audit as audit
+    from pfungst.runs import reopen as reopen
 
 _LRP = (
     *(
@@ -58,6 +59,7 @@ _HOMES = {
     "audit": "pfungst.pipeline",
     "Audit": "pfungst.pipeline",
     "Finding": "pfungst.pipeline",
+    "reopen": "pfungst.runs",
 }
 __all__ = sorted(_HOMES)
 

@@ -170,6 +170,65 @@ def judge(run: str, finding: str, answer: str, note: str, by: str | None) -> Non
     click.echo(f"{said.finding}, class {said.class_name}: {said.answer}, says {said.by} ({said.at})")
 
 
+def _reopening(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Arguments and options of the commands that go on with a finished run."""
+    for decorate in (
+        click.option("--device", default=None, help="Where the model runs. [default: as in the audit]"),
+        click.option("--images", default=None, type=click.Path(), help="Where the pictures are now, if moved."),
+        click.option("--weights", default=None, type=click.Path(), help="Weights of the model, if moved or others."),
+        click.option("--model", default=None, help="Another model than the run's. [default: the same again]"),
+        click.argument("finding"),
+        click.argument("run", type=click.Path(exists=True, file_okay=False)),
+    ):
+        function = decorate(function)
+    return function
+
+
+@cli.command(epilog="Example:  pfungst confirm runs/photos f001 --seed 7 --also timm:resnet50 --where other_photos/")
+@_reopening
+@click.option("--seed", default=None, type=click.IntRange(0), help="Of the draws. [default: the run's, and one more]")
+@click.option("--samples", default=None, type=click.IntRange(8), help="Pictures of each role. [default: as in the run]")
+@click.option("--also", multiple=True, help="Ask this model about the same changed pictures, too.")
+@click.option("--also-weights", multiple=True, type=click.Path(), help="Weights of each --also, in their order.")
+@click.option("--also-preset", multiple=True, help="Look for the region under these rules of relevance, too.")
+@click.option("--where", multiple=True, type=click.Path(), help="Folder in which to count how often the cue is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON and nothing else.")
+def confirm(run: str, finding: str, as_json: bool, **options: Any) -> None:
+    """Repeat the experiments of a FINDING of a RUN with other random draws, and ask for counter-evidence.
+
+    Model, pictures and settings are those of the run.  The result is kept in RUN/findings/FINDING/confirmed_SEED.json.
+    """
+    from pfungst.runs import confirm_again
+
+    result = confirm_again(run, finding, **options)
+    if as_json:
+        click.echo(json.dumps(result.record(), indent=1))
+    else:
+        _print_confirmation(result)
+
+
+@cli.command(epilog="Example:  pfungst guard runs/photos f001 --out tests/test_cue.py")
+@_reopening
+@click.option(
+    "--out", required=True, type=click.Path(), help="The test file, .py; its pictures go into a folder beside."
+)
+@click.option("--count", default=16, show_default=True, type=click.IntRange(2, 99), help="Pictures of each role.")
+@click.option("--seed", default=None, type=click.IntRange(0), help="Of the choice of pictures. [default: the run's]")
+def guard(run: str, finding: str, out: str, **options: Any) -> None:
+    """Write a pytest file that fails as long as a model uses the cue of a FINDING of a RUN.
+
+    It needs torch, numpy, Pillow and pytest, and the folder of pictures that is written beside it.
+    """
+    from pfungst.runs import guard_finding
+
+    made = guard_finding(run, finding, out, **options)
+    click.echo(f"Test: {made.path}, with {3 * made.pictures} pictures in {made.folder}")
+    click.echo(
+        f"The run's own model {'fails' if made.fails else 'passes'} it: beyond the control the cue turns "
+        f"{made.decisions:.0%} of the pictures to the class and raises its score by {made.logit:+.2f}."
+    )
+
+
 @cli.command()
 @click.option("--out", default="pfungst-demo", show_default=True, type=click.Path(), help="Folder of the demo.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Another seed, another data set.")
@@ -267,6 +326,28 @@ def _print_findings(result: Any, title: str = "Findings, most suspicious first")
     else:
         console.print("Nothing found with these settings. (That is no proof that there is no bias.)")
     console.print(f"Report: {result.report}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _print_confirmation(result: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    before = {one["test"]: one for one in result.first["evidence"]}
+    table = Table(title=f"{result.finding}, seed {result.seed}", title_justify="left")
+    table.add_column("test", no_wrap=True)
+    for name in ("first", "n", "again", "95 % interval", "control", "p", "flips"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in result.evidence:
+        old = before.get(one.test)
+        table.add_row(
+            one.test, f"{old['effect']:+.2f}" if old else "-", str(one.n), f"{one.effect:+.2f}",
+            f"{one.interval[0]:+.2f} to {one.interval[1]:+.2f}", f"{one.control:+.2f}", f"{one.p:.4f}",
+            f"{one.flips:.0%} ({one.control_flips:.0%})",
+        )  # fmt: skip
+    console.print(table)
+    for line in result.lines():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_explanations(found: list[Any], out: Path) -> None:

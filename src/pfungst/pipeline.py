@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from pfungst.confirmations import Confirmation, confirm
 from pfungst.domains.image import ImageData
 from pfungst.engines import map_blocks_on_ray
 from pfungst.errors import SettingError
-from pfungst.interventions import Verdict, correct
 from pfungst.judgements import Judgement, add_judgements, write_judgement
-from pfungst.maps import READ, Progress, Subject, make_laboratory, map_blocks, map_relevance, open_subject
+from pfungst.maps import READ, Progress, Subject, map_blocks, map_relevance, open_subject
 from pfungst.models import LoadedModel
 from pfungst.portraits import read_columns
 from pfungst.probes import probe_properties
@@ -32,8 +32,8 @@ from pfungst.properties import NAMES
 from pfungst.reports import write_report
 from pfungst.settings import Settings
 from pfungst.store import Run
-from pfungst.strategies import find_strategies, rank_candidates, read_strategies, set_aside
-from pfungst.verdicts import examine_candidate, make_case, make_standard, prove_findings
+from pfungst.strategies import find_strategies, read_strategies, set_aside
+from pfungst.verdicts import prove_findings
 
 
 def audit(
@@ -201,15 +201,22 @@ class Finding:
         """Say what it is: "cheat", "legitimate" or "unsure"; kept in the run folder, ``by`` the user if not given."""
         return judge(self._audit.run, self.record["id"], answer, note=note, by=by)
 
-    def confirm(self, seed: int | None = None) -> Verdict:
-        """Repeat the interventions with other random draws (another split, other partners, other noise)."""
+    def confirm(
+        self,
+        seed: int | None = None,
+        samples: int | None = None,
+        *,
+        presets: Sequence[str] = (),
+        models: Sequence[LoadedModel] = (),
+        folders: Sequence[str | Path] = (),
+    ) -> Confirmation:
+        """Repeat the interventions with other random draws, and ask for counter-evidence: ``confirmations.confirm``."""
         run, subject = self._audit.run, self._audit.subject
-        candidates, _ = rank_candidates(run, subject)
-        candidate = candidates[self.record["rank"] - 1]
-        case = make_case(run, subject, candidate)
-        settings = replace(subject.settings, seed=subject.settings.seed + 1 if seed is None else seed)
-        verdict = examine_candidate(subject, make_laboratory(subject), case, candidate, settings.seed)
-        return correct([verdict], [self.record["suspicion"]], make_standard(settings))[0]
+        confirmation = confirm(
+            run, subject, self.record, seed=seed, samples=samples, presets=presets, models=models, folders=folders
+        )
+        write_report(run)
+        return confirmation
 
 
 @dataclass(frozen=True)

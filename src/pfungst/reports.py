@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pfungst.charts import draw_effects, draw_map, draw_spectrum
+from pfungst.confirmations import read_confirmations, tell
 from pfungst.errors import RunError
 from pfungst.judgements import ANSWERS, add_judgements, read_judgements
 from pfungst.store import JUDGEMENTS, Run
@@ -120,6 +121,7 @@ def _finding(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
             for e in finding["exemplars"]
         ],
         "experiment": experiment,
+        "again": [(record["seed"], tell(record)[1:]) for record in read_confirmations(run, finding["id"])],
         "chart": draw_effects(finding["evidence"]),
     }
 

@@ -1,0 +1,139 @@
+"""A finished run taken up again from its folder: model and pictures loaded anew, a finding tested once more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pfungst.confirmations import Confirmation
+from pfungst.domains.image import ImageData
+from pfungst.errors import DataError, ModelError, RunError, SettingError
+from pfungst.guards import Guard, write_guard
+from pfungst.judgements import find_record
+from pfungst.lrp.presets import PRESETS
+from pfungst.maps import prepare
+from pfungst.models import LoadedModel, load_model
+from pfungst.pipeline import STAGES, Audit, make_settings
+from pfungst.settings import Settings
+from pfungst.store import Run
+
+
+def reopen(
+    path: str | Path,
+    *,
+    model: str | nn.Module | LoadedModel | None = None,
+    weights: str | None = None,
+    images: str | Path | None = None,
+    device: str | None = None,
+) -> Audit:
+    """A finished audit from its run folder, with model and pictures loaded again, to go on working with it.
+
+    model, weights  another model, or the same where its name in ``run.json`` does not suffice (a module passed)
+    images          where the pictures are now, if they were moved
+    device          where the model runs; as in the audit by default
+
+    Raises RunError where the run is not finished, or its model has changed and ``model`` does not say that it may.
+    """
+    run = Run(path)
+    description = run.describe()
+    if run.stage(STAGES[-1][0]) is None:
+        raise RunError(f"{path} is not finished", "give the `pfungst audit` command again; it goes on")
+    settings = make_settings({**description["settings"], **({"device": device} if device else {})})
+    if model is not None or weights is not None:  # where the subject's model is from, now
+        settings = replace(settings, weights=weights)
+    loaded = load_again(description["model"]["name"] if model is None else model, weights, settings, own=model is None)
+    if model is None and loaded.digest != description["model"]["digest"]:
+        raise RunError(
+            f"the model {loaded.name} is not the one that {path} was made with (its digest differs)",
+            "restore it, give its --weights, or give --model to say that another one is meant",
+        )
+    data = _listed_pictures(run, description, loaded, images)
+    return Audit(run, prepare(loaded, data, settings))
+
+
+def load_again(
+    model: str | nn.Module | LoadedModel, weights: str | None, settings: Settings, own: bool = False
+) -> LoadedModel:
+    """A model beside a run's, or its ``own``; where a model does not say how pictures are prepared, as the run did."""
+    if isinstance(model, LoadedModel):
+        return model
+    spec = model if isinstance(model, str) else ""
+    published = spec.startswith(("torchvision:", "timm:", "hf:")) and not own
+    how = {} if published else {key: getattr(settings, key) for key in ("size", "mean", "std", "channels", "classes")}
+    try:
+        return load_model(model, weights=weights or (settings.weights if own else None), device=settings.device, **how)
+    except ModelError as error:
+        if own and ":" not in spec and not spec.endswith(".pt2"):
+            raise RunError(f"the run's model was passed from Python ({spec})", "give --model and --weights") from error
+        raise
+
+
+def _listed_pictures(run: Run, description: dict[str, Any], model: LoadedModel, images: str | Path | None) -> ImageData:
+    """The run's pictures as ``samples.parquet`` lists them, so that manifests and limits need not be known again."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(run.path / "samples.parquet", columns=["id", "path", "label"]).to_pydict()
+    classes = description["data"]["classes"]
+    root = Path(description["data"]["root"] if images is None else images)
+    paths = [Path(path) for path in table["path"]] if images is None else [root / name for name in table["id"]]
+    if not any(path.exists() for path in paths):
+        raise DataError(f"the pictures of the run are not there: {paths[0]}", "give --images with their folder")
+    index = {name: i for i, name in enumerate(classes)}
+    labels = np.array([-1 if name is None else index[name] for name in table["label"]], dtype=np.int64)
+    return ImageData(tuple(table["id"]), tuple(paths), labels, tuple(classes), None, root)
+
+
+def confirm_again(
+    path: str | Path,
+    finding: str,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    images: str | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    samples: int | None = None,
+    also: Sequence[str] = (),
+    also_weights: Sequence[str] = (),
+    also_preset: Sequence[str] = (),
+    where: Sequence[str] = (),
+) -> Confirmation:
+    """``pfungst confirm``: the finding of a run folder tested again; see ``reopen`` and ``confirmations.confirm``."""
+    if also_weights and len(also_weights) != len(also):
+        raise SettingError(f"{len(also)} times --also, {len(also_weights)} times --also-weights", "give one for each")
+    for name in also_preset:
+        if name not in PRESETS:
+            raise SettingError(f"there is no preset {name!r}", f"the presets are {', '.join(PRESETS)}")
+    find_record(Run(path), finding)  # before the model is loaded
+    opened = reopen(path, model=model, weights=weights, images=images, device=device)
+    settings = opened.subject.settings
+    others = []
+    for name, path_of_weights in zip(also, also_weights or (None,) * len(also), strict=True):
+        loaded = load_again(name, path_of_weights, settings)
+        # Two models of one architecture are told from each other by their weights.
+        others.append(replace(loaded, name=f"{name} with {path_of_weights}") if path_of_weights else loaded)
+    (wanted,) = (one for one in opened.findings if one.record["id"] == finding)
+    return wanted.confirm(seed, samples, presets=also_preset, models=others, folders=where)
+
+
+def guard_finding(
+    path: str | Path,
+    finding: str,
+    out: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    images: str | None = None,
+    device: str | None = None,
+    count: int = 16,
+    seed: int | None = None,
+) -> Guard:
+    """``pfungst guard``: a test for the cue of a run's finding; see ``reopen`` and ``guards.write_guard``."""
+    record = find_record(Run(path), finding)
+    opened = reopen(path, model=model, weights=weights, images=images, device=device)
+    return write_guard(opened.run, opened.subject, record, out, count=count, seed=seed)
