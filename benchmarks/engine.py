@@ -16,8 +16,10 @@ Rows go to benchmarks/results/engine_HARDWARE_torchVERSION.csv; rows of other mo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import gc
+import importlib.util
 import json
 import os
 import platform
@@ -75,7 +77,13 @@ FIELDS = (
 
 
 def import_torchvision() -> Any:
-    """torchvision; a build for another torch lacks two operators, which are declared here and never called."""
+    """torchvision.  A build for another torch, whose operators cannot be loaded, lacks two that its import asks for:
+    they are declared here, and never called."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is not None and not hasattr(torch.ops.torchvision, "nms"):
+        for compiled in Path(str(spec.origin)).parent.glob("_C*"):
+            with contextlib.suppress(OSError):
+                torch.ops.load_library(str(compiled))
     if not hasattr(torch.ops.torchvision, "nms"):
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
@@ -301,7 +309,7 @@ class Worker:
 
 
 def start(label: str, name: str, arguments: argparse.Namespace) -> Worker:
-    """A process that has loaded the model and explained once, or the reason why not."""
+    """A process that loads the model and explains once."""
     task = {
         "model": name, "method": label, "batch": arguments.batch, "device": arguments.device,
         "threads": arguments.threads, "packages": [str(path) for path in arguments.packages],
@@ -313,15 +321,15 @@ def start(label: str, name: str, arguments: argparse.Namespace) -> Worker:
         stderr=None if arguments.verbose else subprocess.DEVNULL,
         text=True,
     )
-    worker = Worker(label, process, "", [])
-    result = worker.ask()
-    worker.skipped = result.get("error", "") or result.get("note", "")
-    return worker
+    return Worker(label, process, "", [])
 
 
 def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one model."""
     workers = [start(label, name, arguments) for label in (BASE, *(m for m in arguments.methods if m != BASE))]
+    for worker in workers:  # they load side by side; turns begin when the last is ready
+        result = worker.ask()
+        worker.skipped = result.get("error", "") or result.get("note", "")
     for _ in range(arguments.repeats):
         for worker in workers:
             if not worker.skipped:
@@ -392,7 +400,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), help=f"of {', '.join(METHODS)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch", type=int, help="samples in one call (4 on a CPU, 32 on a GPU)")
+    parser.add_argument("--batch", type=int, help="samples in one call (4 on a CPU, 128 on a GPU)")
     parser.add_argument("--repeats", type=int, default=7, help="turns; the medians are over these")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--packages", type=Path, nargs="*", default=[], help="folders to import captum and lxt from")
@@ -402,7 +410,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.worker:
         return work(arguments.worker)
-    arguments.batch = arguments.batch or (32 if arguments.device == "cuda" else 4)
+    arguments.batch = arguments.batch or (128 if arguments.device == "cuda" else 4)
     for label in arguments.methods:
         plain, _, variant = label.partition("@")
         if plain not in METHODS or (variant and variant not in VARIANTS):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -20,9 +22,14 @@ _LIBRARIES: list[torch.library.Library] = []
 
 
 def import_torchvision() -> Any:
-    """torchvision, or a skip.  A build for another torch lacks two operators that its import asks for: they are
-    declared here, never called by what we test."""
-    if not _LIBRARIES and not hasattr(torch.ops.torchvision, "nms"):
+    """torchvision, or a skip.  A build for another torch, whose operators cannot be loaded, lacks two that its import
+    asks for: they are declared here, never called by what we test."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is not None and not hasattr(torch.ops.torchvision, "nms"):
+        for compiled in Path(str(spec.origin)).parent.glob("_C*"):
+            with contextlib.suppress(OSError):
+                torch.ops.load_library(str(compiled))
+    if not hasattr(torch.ops.torchvision, "nms"):
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

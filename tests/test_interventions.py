@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pfungst.cuts import fill_blur, fill_colour, fill_harmonic, fill_noise, frame_mask, paste
 from pfungst.interventions import (
     Case,
     Evidence,
@@ -19,11 +20,8 @@ from pfungst.interventions import (
     compare,
     correct,
     examine,
-    fill_colour,
-    fill_noise,
-    frame_mask,
     judge,
-    paste,
+    pictures_for_power,
     required,
 )
 from pfungst.lrp import LRP
@@ -312,3 +310,46 @@ def test_the_smallest_group_can_be_examined_and_so_can_a_model_without_channels(
     assert tests["cut:colour"].n == 3
     assert tests["cut:colour"].effect < 0 < tests["paste:same place"].effect
     assert verdict.region.kind == "fixed"
+
+
+def test_inpainting_solves_laplace() -> None:
+    """Against a dense solution; a linear ramp comes back whole."""
+    rows, columns = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
+    ramp = (0.02 * rows - 0.01 * columns).expand(1, 2, 20, 24)
+    mask = torch.zeros(1, 20, 24, dtype=torch.bool)
+    mask[0, 5:14, 6:18] = True
+    torch.testing.assert_close(fill_harmonic(ramp, mask), ramp, atol=2e-3, rtol=0)
+    picture = torch.rand(1, 2, 20, 24, generator=torch.Generator().manual_seed(0))
+    inside = [(int(y), int(x)) for y, x in mask[0].nonzero()]
+    number = {place: i for i, place in enumerate(inside)}
+    system, known = torch.zeros(len(inside), len(inside)), torch.zeros(len(inside), 2)
+    for (y, x), i in number.items():
+        system[i, i] = 4
+        for place in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+            if place in number:
+                system[i, number[place]] = -1
+            else:
+                known[i] += picture[0, :, place[0], place[1]]
+    exact = torch.linalg.solve(system, known)
+    filled = fill_harmonic(picture, mask)[0].permute(1, 2, 0)[mask[0]]
+    torch.testing.assert_close(filled, exact, atol=0.02, rtol=0)
+    assert torch.equal(fill_harmonic(picture, mask)[:, :, ~mask[0]], picture[:, :, ~mask[0]])
+
+
+def test_blur_keeps_the_rest_and_flattens_the_masked() -> None:
+    picture = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 32, 32, dtype=torch.bool)
+    mask[:, 8:24, 8:24] = True
+    blurred = fill_blur(picture, mask)
+    assert torch.equal(blurred[:, :, ~mask[0]], picture[:, :, ~mask[0]])
+    assert float(blurred[:, :, mask[0]].std()) < 0.4 * float(picture[:, :, mask[0]].std())
+
+
+@pytest.mark.parametrize(("spread", "least"), [(1.0, 0.4), (2.0, 0.5)])
+def test_power_is_what_it_says(spread: float, least: float) -> None:
+    n = pictures_for_power(spread, least)
+    rng = np.random.default_rng(0)
+    means = rng.normal(least, spread, (4000, n)).mean(1)
+    found = np.abs(means) / (spread / n**0.5) > 2.807  # two-sided 0.005
+    assert found.mean() == pytest.approx(0.8, abs=0.03)
+    assert pictures_for_power(spread, 0.0) == pictures_for_power(spread, -1.0) > 1000

@@ -24,13 +24,14 @@ hub
 models
 vectors heatmaps charts
 neighbours properties clusters
+alterations
 spectra embeddings
 findings regions
-assignments
+assignments cuts
 interventions
 maps
-strategies
-portraits
+engines strategies
+probes portraits
 verdicts
 reports
 pipeline explain

@@ -60,6 +60,7 @@ def test_whom_it_shows(told: tuple[Path, dict[str, Any]]) -> None:
     assert finding["central"][0] != finding["rim"][0]
     assert finding["accuracy"] == {"members": 1.0, "others": 1.0}
     assert finding["distinct"] == finding["size"] == 16
+    assert finding["duplicates"] == []
     assert 0 < finding["probability"]["members"] <= 1
 
 

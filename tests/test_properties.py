@@ -48,6 +48,12 @@ def tinted(picture: Image.Image, channel: int, amount: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
+def scaled(picture: Image.Image, channel: int) -> Image.Image:
+    """The other two channels at four fifths."""
+    pixels = np.asarray(picture).astype(float) * np.where(np.arange(3) == channel, 1, 0.8)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
 def framed(picture: Image.Image) -> Image.Image:
     pixels = np.asarray(picture).copy()
     pixels[:8] = 120
@@ -65,6 +71,10 @@ CHANGES = {
     "red over green": lambda p: tinted(p, 0, 20),
     "blue over yellow": lambda p: tinted(p, 2, 20),
     "saturation": lambda p: ImageEnhance.Color(p).enhance(1.5),
+    "black level": lambda p: Image.eval(p, lambda v: 20 + v * 235 // 255),
+    "white level": lambda p: Image.eval(p, lambda v: min(255, v * 5 // 4)),
+    "red of white": lambda p: scaled(p, 0),
+    "blue of white": lambda p: scaled(p, 2),
     "sharpness": lambda p: p.filter(ImageFilter.UnsharpMask(1, 300)),
     "noise": noisy,
     "blockiness": lambda p: compressed(p, 8),

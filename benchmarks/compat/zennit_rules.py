@@ -6,8 +6,10 @@ the backward pass of the module then returns relevance) in the places of zennit'
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -122,13 +124,10 @@ class Pass(Rule):
 
 
 def _install() -> None:
-    import torch.library
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from engine import import_torchvision  # zennit imports it, and its build may lack operators
 
-    if not hasattr(torch.ops.torchvision, "nms"):  # a torchvision built for another torch, as in tests/conftest.py
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARIES.append(library)
+    import_torchvision()
     import zennit.composites  # before, so that its composites keep their own rules
     import zennit.rules
 
@@ -136,7 +135,6 @@ def _install() -> None:
         setattr(zennit.rules, rule.__name__, rule)
 
 
-_LIBRARIES: list[torch.library.Library] = []
 _install()  # on import: the tests' conftest.py is read before any hook of this plugin runs
 
 

@@ -219,12 +219,13 @@ def _findings_table(findings: list[Any], title: str) -> Any:
         table.add_column(name, justify="right", no_wrap=True)
     for one in findings:
         tests = {e["test"]: e for e in one.evidence}
-        pasted = tests.get("paste:same place")
+        cut = tests.get("cut:colour") or tests["undo"]  # the second of a property of whole pictures
+        pasted = tests.get("paste:same place") or tests.get("apply")
         table.add_row(
             one.id,
             f"[{_STYLES[one.verdict]}]{one.verdict}[/]",
             escape(f"class {one.record['class']}, {one.size} pictures ({one.prevalence:.0%}): {one.where['place']}"),
-            f"{tests['cut:colour']['effect']:+.1f}",
+            f"{cut['effect']:+.1f}",
             f"{pasted['effect']:+.1f}" if pasted else "-",
             f"{pasted['flips']:.0%}" if pasted else "-",
         )
@@ -240,8 +241,8 @@ def _print_findings(result: Any, title: str = "Findings, most suspicious first")
     if shown:
         console.print(_findings_table(shown, title))
         console.print(
-            "cut, paste: effect on the class's score beyond the matched control; "
-            "flips: pictures of other classes that the paste turns into this class",
+            "cut, paste (undo, apply for whole pictures): effect on the class's score beyond the matched control; "
+            "flips: pictures of other classes that it turns into this class",
             style="dim",
         )
     if findings:

@@ -1,8 +1,8 @@
 """Findings -> verdicts: change the pictures, ask the model again, beside a matched control.
 
-cut      (necessity) the region of members goes to noise, to the colours around it, or is exchanged for the same
-         place of members of the class outside the group.  Control: the same change in a region of the same size and
-         shape where relevance is not.
+cut      (necessity) the region of members goes to noise, to the colours around it, to a blur, to an inpainting, or is
+         exchanged for the same place of members of the class outside the group.  Control: the same change in a region
+         of the same size and shape where relevance is not.
 paste    (sufficiency) the region of a member is put on pictures of other classes.  Controls, all cut from ordinary
          members, which are those of the class outside the group: the same place; for a region that moves, the region
          that the same rule finds in them; and the core of their ordinary evidence: where their relevance is strongest,
@@ -18,13 +18,16 @@ effects are measured on the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pfungst.cuts import fill_blur, fill_colour, fill_harmonic, fill_noise, frame_mask, paste
 from pfungst.regions import (
     Direction,
     Laboratory,
@@ -38,9 +41,12 @@ from pfungst.regions import (
     touches_border,
 )
 
+LEVEL, POWER = 0.005, 0.8  # of one test; the level allows for Holm's correction over ten findings
+MOST_PICTURES = 10_000
 AREAS = (0.02, 0.04, 0.08, 0.16, 0.32)
 # Noise is evidence of its own kind to a network, the more the greater the region: it is reported, it does not decide.
 REQUIRED = ("cut:colour", "cut:exchange", "paste:same place")
+WHOLE = ("undo", "apply")  # the tests that decide on a cue without a place, see probes.py
 MATCHED = ("paste:same place", "paste:same rule")  # the second for moving regions only, and then required too
 
 
@@ -109,45 +115,6 @@ def compare(
     )
 
 
-# ---- changes of pictures ---------------------------------------------------------------------------------------------
-
-
-def fill_noise(inputs: Tensor, masks: Tensor, low: Tensor, high: Tensor, seed: int) -> Tensor:
-    """The masked pixels become uniform noise between the channel's smallest and greatest value."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(inputs.shape, generator=generator).to(inputs)
-    noise = low[:, None, None] + noise * (high - low)[:, None, None]
-    return torch.where(masks[:, None], noise, inputs)
-
-
-def fill_colour(inputs: Tensor, masks: Tensor) -> Tensor:
-    """The masked pixels take the smoothed colours of what lies around the mask."""
-    keep = (~masks).to(inputs.dtype)
-    height, width = inputs.shape[2:]
-    filled = torch.zeros_like(inputs)
-    missing = torch.ones_like(keep)
-    for sigma in (max(height, width) / 24, max(height, width) / 6, float(max(height, width))):
-        weight = smooth_maps(keep, sigma)
-        colours = [smooth_maps(inputs[:, c] * keep, sigma) for c in range(inputs.shape[1])]
-        usable = ((weight > 0.05) & (missing > 0)).to(inputs.dtype)
-        filled = filled + usable[:, None] * torch.stack(colours, 1) / weight.clamp(min=1e-6)[:, None]
-        missing = missing * (1 - usable)
-    return torch.where(masks[:, None], filled, inputs)
-
-
-def paste(donors: Tensor, receivers: Tensor, masks: Tensor) -> Tensor:
-    """The masked pixels of the donors on the receivers, all (m, C, H, W)."""
-    return torch.where(masks[:, None], donors, receivers)
-
-
-def frame_mask(height: int, width: int, inner: int, outer: int) -> Tensor:
-    """(H, W) bool: the frame between ``outer`` and ``inner`` pixels from the border."""
-    mask = torch.zeros(height, width, dtype=torch.bool)
-    mask[outer : height - outer, outer : width - outer] = True
-    mask[inner : height - inner, inner : width - inner] = False
-    return mask
-
-
 # ---- one finding ---------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +129,11 @@ class Samples:
     def take(self, rows: Sequence[int] | np.ndarray) -> Samples:
         index = torch.as_tensor(np.asarray(rows), dtype=torch.long)
         return Samples(self.inputs[index], self.pixels[index], {k: v[index] for k, v in self.cues.items()})
+
+    def join(self, more: Samples) -> Samples:
+        """These and ``more``."""
+        cues = {key: torch.cat([value, more.cues[key]]) for key, value in self.cues.items()}
+        return Samples(torch.cat([self.inputs, more.inputs]), torch.cat([self.pixels, more.pixels]), cues)
 
 
 @dataclass(frozen=True)
@@ -182,20 +154,30 @@ class Case:
     outsiders: np.ndarray
 
 
-def examine(lab: Laboratory, case: Case, *, most: int = 48, seed: int = 0) -> Verdict:
-    """All tests of one finding, with ``most`` pictures of each role at the most.
+def examine(lab: Laboratory, case: Case, *, most: int = 48, min_share: float = 0.1, seed: int = 0) -> Verdict:
+    """All tests of one finding, with ``most`` pictures of each role to begin with.
 
+    Where the pictures that chose the region show that so few would miss the least effect that counts (see ``POWER``),
+    up to four times as many are taken, if there are as many.
     The verdict stays open: it depends on the other findings of the run, see ``correct``.
     """
     rng = np.random.default_rng([seed, case.target, len(case.members)])
-    picked = [rng.permutation(rows)[:most] for rows in (case.members, case.others, case.outsiders)]
-    members, others = observe(lab, case, picked[0], picked[1])
-    outsiders = lab.load(picked[2].tolist())
+    picked = [rng.permutation(rows) for rows in (case.members, case.others, case.outsiders)]
+    members, others = observe(lab, case, picked[0][:most], picked[1][:most])
+    outsiders = lab.load(picked[2][:most].tolist())
     reference = lab.ask(outsiders if len(outsiders) else others.inputs)
     distance = float(lab.ask(members.inputs)[:, case.target].mean() - reference[:, case.target].mean())
     design, test = np.array_split(np.arange(len(members.inputs)), [max(3, len(members.inputs) // 3)])
     region = _choose_region(lab, case.target, members.take(design), others, outsiders, rng)
     group = members.take(test)
+    least = min_share * max(distance, 0.0)
+    wanted = min(_count_for_power(lab, case.target, members.take(design), others, region, least), 4 * most)
+    more = [rows[most : most + max(0, wanted - len(group.inputs))] for rows in (picked[0], picked[2])]
+    if len(more[0]):
+        group = group.join(observe_like(lab, case, more[0], others))
+    if len(more[1]) and len(more[0]):
+        outsiders = torch.cat([outsiders, lab.load(more[1].tolist())])
+        reference = lab.ask(outsiders)
     evidence = [*_test_cuts(lab, case.target, group, others, region, rng, seed)]
     if len(outsiders):
         evidence += _test_pastes(lab, case.target, group, others, (outsiders, reference), region, rng, seed)
@@ -206,17 +188,44 @@ def examine(lab: Laboratory, case: Case, *, most: int = 48, seed: int = 0) -> Ve
 
 def observe(lab: Laboratory, case: Case, members: np.ndarray, others: np.ndarray) -> tuple[Samples, Samples]:
     """Pictures and cue maps of the group and of the rest of its class."""
+    rest = observe_like(lab, case, others)
+    return observe_like(lab, case, members, rest), rest
+
+
+def observe_like(lab: Laboratory, case: Case, rows: np.ndarray, others: Samples | None = None) -> Samples:
+    """Pictures and their cue maps, which show what is more than in ``others``; than in themselves if there are none."""
     layers = [direction.layer for direction in case.directions]
-    inputs = [lab.load(rows.tolist()) for rows in (members, others)]
-    size = (int(inputs[0].shape[2]), int(inputs[0].shape[3]))
-    explained = [lab.explain(x, case.target, layers) for x in inputs]
-    result = []
-    for x, (pixels, relevance) in zip(inputs, explained, strict=True):
-        cues = {"pixels": pixel_cue_maps(pixels, explained[1][0])}
-        for direction in case.directions:
-            cues[direction.layer] = layer_cue_maps(relevance[direction.layer], direction, size)
-        result.append(Samples(x, pixels, cues))
-    return result[0], result[1]
+    inputs = lab.load(rows.tolist())
+    size = (int(inputs.shape[2]), int(inputs.shape[3]))
+    pixels, relevance = lab.explain(inputs, case.target, layers)
+    cues = {"pixels": pixel_cue_maps(pixels, pixels if others is None else others.pixels)}
+    for direction in case.directions:
+        cues[direction.layer] = layer_cue_maps(relevance[direction.layer], direction, size)
+    return Samples(inputs, pixels, cues)
+
+
+def _count_for_power(
+    lab: Laboratory, target: int, design: Samples, others: Samples, region: Region, least: float
+) -> int:
+    """Pictures with which a cut would be seen to lower the score by ``least``, from its spread in the design."""
+    masks = region.masks(design.cues)
+    before = lab.ask(design.inputs)
+    (treated, _), (control, _) = (
+        _changes(lab, fill_colour(design.inputs, m), before, target)
+        for m in (masks, control_masks(masks, design.pixels))
+    )
+    return pictures_for_power(float((treated - control)[:, 0].std(ddof=1)), least)
+
+
+def pictures_for_power(spread: float, least: float) -> int:
+    """Pictures with which a paired test at level ``LEVEL`` finds a mean of ``least`` with the chance ``POWER``.
+
+    ``spread``: standard deviation of the differences.  Normal approximation (Cohen 1988, 2.4).
+    """
+    if not least > 0:
+        return MOST_PICTURES
+    z = NormalDist().inv_cdf(1 - LEVEL / 2) + NormalDist().inv_cdf(POWER)
+    return min(MOST_PICTURES, math.ceil((z * spread / least) ** 2))
 
 
 def _choose_region(
@@ -296,6 +305,8 @@ def _test_cuts(
     tests = {
         "cut:noise": lambda m: fill_noise(group.inputs, m, lab.low, lab.high, seed),
         "cut:colour": lambda m: fill_colour(group.inputs, m),
+        "cut:blur": lambda m: fill_blur(group.inputs, m),
+        "cut:inpaint": lambda m: fill_harmonic(group.inputs, m),
         "cut:exchange": lambda m: paste(rivals, group.inputs, m),
     }
     return _test_masks(lab, target, group.inputs, tests, (masks, control_masks(masks, group.pixels)), seed)
@@ -372,40 +383,43 @@ class Standard:
 
 def required(verdict: Verdict) -> list[Evidence]:
     """The tests that decide, those of them that were made."""
-    return [evidence for evidence in verdict.evidence if evidence.test in (*REQUIRED, *MATCHED)]
+    return [evidence for evidence in verdict.evidence if evidence.test in (*REQUIRED, *MATCHED, *WHOLE)]
 
 
 def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> Verdict:
     """The verdict by rule: see ``reason`` of the result.  ``p``: the corrected p of the required tests."""
     tests = {evidence.test: evidence for evidence in verdict.evidence}
-    if any(name not in tests for name in REQUIRED):
+    whole = verdict.region.kind == "whole"
+    if any(name not in tests for name in (WHOLE if whole else REQUIRED)):
         return replace(verdict, verdict="open", p=p, reason="there are no pictures of other classes to paste on")
     needed = required(verdict)
-    signs = [-1 if evidence.test.startswith("cut") else 1 for evidence in needed]
+    signs = [-1 if evidence.test.startswith(("cut", "undo")) else 1 for evidence in needed]
     least = standard.min_share * max(verdict.distance, 0)
     for evidence, sign in zip(needed, signs, strict=True):
         most = max(sign * end for end in evidence.interval)
         if most < least:
             reason = f"{evidence.test}: at most {most:+.2f} in favour, {least:.2f} is the least that counts"
             return replace(verdict, verdict="refuted", p=p, reason=reason)
-    ordinary = tests["paste:ordinary evidence"]
+    ordinary = tests["apply" if whole else "paste:ordinary evidence"]
     if ordinary.interval[1] < 0:
         reason = f"pasted, the region says less for the class than its ordinary evidence ({ordinary.effect:+.2f})"
         return replace(verdict, verdict="refuted", p=p, reason=reason)
-    matched = [evidence for evidence in needed if evidence.test in MATCHED]
+    matched = [evidence for evidence in needed if evidence.test in (*MATCHED, "apply")]
     for evidence in matched:
         if evidence.interval[1] < standard.min_own * evidence.treated:
             share = evidence.control / evidence.treated
-            reason = f"{evidence.test}: ordinary members bring {share:.0%} of the effect, so it is not the group's own"
+            source = "the opposite change brings" if whole else "ordinary members bring"
+            reason = f"{evidence.test}: {source} {share:.0%} of the effect, so it is not the group's own"
             return replace(verdict, verdict="refuted", p=p, reason=reason)
     weak = [e.test for e, sign in zip(needed, signs, strict=True) if sign * e.effect < least]
     weak += [ordinary.test] if ordinary.effect <= 0 else []
     weak += [f"{e.test} (share of its own)" for e in matched if e.effect < standard.min_own * e.treated]
+    tried = "undoing and applying it" if whole else "cut and paste"
     if p <= standard.alpha and not weak and suspicion < standard.separate:
-        reason = f"cut and paste work, but the group is hardly apart from its class (suspicion {suspicion:.2f})"
+        reason = f"{tried} work, but the group is hardly apart from its class (suspicion {suspicion:.2f})"
         return replace(verdict, verdict="open", p=p, reason=reason)
     if p <= standard.alpha and not weak:
-        reason = f"cut and paste both work, beyond every control (corrected p = {p:.2g})"
+        reason = f"{tried} both work, beyond every control (corrected p = {p:.2g})"
         return replace(verdict, verdict="confirmed", p=p, reason=reason)
     reason = f"corrected p = {p:.2g}" + (f"; effect too small to count in {', '.join(weak)}" if weak else "")
     return replace(verdict, verdict="open", p=p, reason=reason)

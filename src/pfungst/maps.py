@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pfungst.domains.image import ImageData, Preprocess, load_batch
+from pfungst.domains.image import ImageData, Preprocess, load_batch, read_images
 from pfungst.domains.labels import shorten
 from pfungst.errors import DataError, ModelError, PfungstError
 from pfungst.lrp import LRP
-from pfungst.models import LoadedModel
+from pfungst.models import LoadedModel, load_model
 from pfungst.properties import FILED, measure_file, measure_pixels
+from pfungst.regions import Laboratory
 from pfungst.settings import Settings
 from pfungst.store import BLOCK, Run
 from pfungst.vectors import choose_layers, pool_channels, pool_maps
 
 Progress = Callable[[str, int, int], None]
 NOT_READ, READ = 0, 1
+_AHEAD = 2  # batches read before they are asked for
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Subject:
     only: int | None
     layers: tuple[str, ...]
     classes: tuple[str, ...]
+    source: Any = None  # model and images as they were given, to open the same elsewhere
 
     def load(self, rows: Any) -> Tensor:
         """Model inputs of these samples, on the device; they must have been readable before."""
@@ -53,6 +59,24 @@ class Subject:
             row, reason = next(iter(skipped.items()))
             raise DataError(f"{self.data.ids[row]} could be read before and now cannot: {reason}", "restore the file")
         return inputs.to(self.settings.device)
+
+
+def open_subject(model: str | nn.Module | LoadedModel, images: str | Path | ImageData, settings: Settings) -> Subject:
+    """Load model and data, check that they fit, and settle preprocessing, target and layers."""
+    source = (model, images)
+    if not isinstance(model, LoadedModel):
+        model = load_model(
+            model,
+            weights=settings.weights,
+            device=settings.device,
+            size=settings.size,
+            mean=settings.mean,
+            std=settings.std,
+            channels=settings.channels,
+            classes=settings.classes,
+        )
+    data = images if isinstance(images, ImageData) else read_images(images, model.classes)
+    return replace(prepare(model, limit_data(data, settings), settings), source=source)
 
 
 def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
@@ -84,6 +108,12 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
     return Subject(
         model, data, settings, lrp, preprocess, mode, only, choose_layers(trace.steps, settings.layers), classes
     )
+
+
+def make_laboratory(subject: Subject) -> Laboratory:
+    """The laboratory of an audit's model and data."""
+    low, high = (end.flatten() for end in input_bounds(subject.preprocess, subject.settings.device))
+    return Laboratory(subject.lrp, subject.load, low, high, subject.settings.batch_size)
 
 
 def input_bounds(preprocess: Preprocess, device: str) -> tuple[Tensor, Tensor]:
@@ -160,59 +190,119 @@ def limit_data(data: ImageData, settings: Settings) -> ImageData:
     return data.select(np.sort(np.argsort(rank, kind="stable")[: settings.limit]))
 
 
-def map_relevance(run: Run, subject: Subject, progress: Progress) -> None:
+@dataclass(frozen=True)
+class _Batch:
+    """Pictures read from disk: their inputs, the rows that could be read, why the others could not, and their files."""
+
+    rows: np.ndarray
+    inputs: Tensor
+    ok: list[int]
+    bad: dict[int, str]
+    files: list[tuple[list[float], str]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is kept of the samples ``rows``: all arrays (zeros where unreadable), why some were skipped, the cameras."""
+
+    rows: np.ndarray
+    arrays: dict[str, np.ndarray]
+    skipped: dict[int, str]
+    cameras: dict[int, str]
+
+
+BlockMapper = Callable[[Subject, list[np.ndarray], Progress], Iterator[Block]]
+
+
+def map_relevance(run: Run, subject: Subject, progress: Progress, mapper: BlockMapper | None = None) -> None:
     """Relevance of every picture, pooled, into ``pooled.zarr``; block by block, going on where it stopped."""
     count = len(subject.data)
-    blocks = range((count + BLOCK - 1) // BLOCK)
     done = set(run.blocks_done())
-    for block in blocks:
-        if block not in done:
-            rows = np.arange(block * BLOCK, min(count, (block + 1) * BLOCK))
-            arrays, skipped, cameras = _map_block(subject, rows, progress)
-            shapes = {name: (tuple(a.shape[1:]), str(a.dtype)) for name, a in arrays.items()}
-            run.create_arrays(count, shapes)
-            run.write_json(f"skipped/{block:06d}.json", {subject.data.ids[row]: why for row, why in skipped.items()})
-            if cameras:
-                run.write_json(f"cameras/{block:06d}.json", {str(row): camera for row, camera in cameras.items()})
-            run.write_block(block, arrays)
-        progress("relevance", min(count, (block + 1) * BLOCK), count)
+    todo = [
+        np.arange(block * BLOCK, min(count, (block + 1) * BLOCK))
+        for block in range((count + BLOCK - 1) // BLOCK)
+        if block not in done
+    ]
+    for found in (mapper or map_blocks)(subject, todo, progress):
+        block = int(found.rows[0]) // BLOCK
+        run.create_arrays(count, {name: (tuple(a.shape[1:]), str(a.dtype)) for name, a in found.arrays.items()})
+        reasons = {subject.data.ids[row]: why for row, why in found.skipped.items()}
+        run.write_json(f"skipped/{block:06d}.json", reasons)
+        if found.cameras:
+            run.write_json(f"cameras/{block:06d}.json", {str(row): name for row, name in found.cameras.items()})
+        run.write_block(block, found.arrays)
+    progress("relevance", count, count)
 
 
-def _map_block(
-    subject: Subject, rows: np.ndarray, progress: Progress
-) -> tuple[dict[str, np.ndarray], dict[int, str], dict[int, str]]:
-    """All arrays of one block, rows of unreadable pictures left at zero; why pictures were skipped; the cameras."""
-    settings = subject.settings
+def map_blocks(subject: Subject, todo: list[np.ndarray], progress: Progress) -> Iterator[Block]:
+    """The blocks in their order, by this process."""
+    size = subject.settings.batch_size
+    batches = _read_ahead(subject, [rows[i : i + size] for rows in todo for i in range(0, len(rows), size)])
+    for rows in todo:
+        yield _map_block(subject, rows, batches, progress)
+
+
+def _read_ahead(subject: Subject, batches: list[np.ndarray]) -> Iterator[_Batch]:
+    """The batches in their order, the next one read by other threads while the model works on this one."""
+
+    def read(rows: np.ndarray) -> _Batch:
+        inputs, ok, bad = load_batch(subject.data, rows.tolist(), subject.preprocess, subject.settings.workers)
+        return _Batch(rows, inputs, ok, bad, [measure_file(subject.data.paths[row]) for row in ok])
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque(reader.submit(read, rows) for rows in batches[:_AHEAD])
+        for rows in batches[_AHEAD:]:
+            coming.append(reader.submit(read, rows))
+            yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _map_block(subject: Subject, rows: np.ndarray, batches: Iterator[_Batch], progress: Progress) -> Block:
     arrays: dict[str, np.ndarray] = {}
     skipped: dict[int, str] = {}
     cameras: dict[int, str] = {}
-    for start in range(0, len(rows), settings.batch_size):
-        batch = rows[start : start + settings.batch_size]
-        inputs, ok, bad = load_batch(subject.data, batch.tolist(), subject.preprocess, settings.workers)
-        skipped.update({row: f"unreadable: {why}" for row, why in bad.items()})
-        if ok:
-            found = explain_batch(subject, inputs, np.asarray(ok))
-            headers = [measure_file(subject.data.paths[row]) for row in ok]
-            found["file"] = np.array([numbers for numbers, _ in headers], np.float32)
-            cameras.update({row: camera for row, (_, camera) in zip(ok, headers, strict=True) if camera})
-            for name, values in found.items():
-                if name not in arrays:
-                    arrays[name] = np.zeros((len(rows), *values.shape[1:]), values.dtype)
-                arrays[name][np.asarray(ok) - rows[0]] = values
-            broken = [row for row, status in zip(ok, found["status"], strict=True) if status != READ]
-            skipped.update(dict.fromkeys(broken, "the model returns NaN or infinity"))
-        progress("relevance", int(batch[-1]) + 1, len(subject.data))
+    waiting: list[tuple[_Batch, dict[str, Tensor]]] = []
+
+    def keep() -> None:
+        """Fetch what was computed; a GPU works on the batch after it meanwhile."""
+        batch, found = waiting.pop(0)
+        for name, values in {**_as_arrays(found), "file": _file_numbers(batch)}.items():
+            if name not in arrays:
+                arrays[name] = np.zeros((len(rows), *values.shape[1:]), values.dtype)
+            arrays[name][np.asarray(batch.ok) - rows[0]] = values
+        broken = [row for row, status in zip(batch.ok, found["status"].tolist(), strict=True) if status != READ]
+        skipped.update(dict.fromkeys(broken, "the model returns NaN or infinity"))
+        cameras.update({row: camera for row, (_, camera) in zip(batch.ok, batch.files, strict=True) if camera})
+
+    done = 0
+    while done < len(rows):
+        batch = next(batches)
+        skipped.update({row: f"unreadable: {why}" for row, why in batch.bad.items()})
+        if batch.ok:
+            waiting.append((batch, explain_batch(subject, batch.inputs, np.asarray(batch.ok))))
+        if len(waiting) > 1:
+            keep()
+        done += len(batch.rows)
+        progress("relevance", int(batch.rows[-1]) + 1, len(subject.data))
+    while waiting:
+        keep()
     if not arrays:  # nothing readable in this block: the arrays' shapes come from the layers
-        empty = explain_batch(subject, _first_readable(subject.data, subject.preprocess), rows[:1])
+        empty = _as_arrays(explain_batch(subject, _first_readable(subject.data, subject.preprocess), rows[:1]))
         arrays = {name: np.zeros((len(rows), *values.shape[1:]), values.dtype) for name, values in empty.items()}
         arrays["file"] = np.zeros((len(rows), len(FILED)), np.float32)
-    return arrays, skipped, cameras
+    return Block(rows, arrays, skipped, cameras)
 
 
-def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _file_numbers(batch: _Batch) -> np.ndarray:
+    return np.array([numbers for numbers, _ in batch.files], np.float32)
+
+
+def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
     """What is kept of a batch: predictions, the explained score, and relevance by place and by channel."""
+    inputs = _send(inputs, subject.settings.device)
     try:
-        trace = subject.lrp.trace(inputs.to(subject.settings.device), layers=subject.layers)
+        trace = subject.lrp.trace(inputs, layers=subject.layers)
     except PfungstError:
         raise
     except Exception as error:
@@ -220,7 +310,7 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
     output = trace.scores
     finite = torch.isfinite(output).all(1)
     prediction = output.argmax(1)
-    labels = torch.as_tensor(subject.data.labels[rows], device=output.device)
+    labels = _send(torch.from_numpy(subject.data.labels[rows]), subject.settings.device)
     target = prediction if subject.mode == "predicted" else torch.where(labels >= 0, labels, prediction)
     try:
         result = trace.relevance(target, last=True)
@@ -244,8 +334,18 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
         arrays["relevance"] = result.scores.sum(1)
     for layer in subject.layers:
         arrays[f"what:{layer}"], arrays[f"strongest:{layer}"] = pool_channels(result.layers[layer])
+    return {name: values.detach() for name, values in arrays.items()}
+
+
+def _send(values: Tensor, device: str) -> Tensor:
+    """To the device, without waiting for what it is doing."""
+    return values.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else values.to(device)
+
+
+def _as_arrays(found: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """As they are kept on disk."""
     wide = {"absorbed": np.float64, "target": np.int32, "prediction": np.int32, "status": np.uint8}
-    return {name: v.detach().cpu().numpy().astype(wide.get(name, np.float32)) for name, v in arrays.items()}
+    return {name: values.cpu().numpy().astype(wide.get(name, np.float32)) for name, values in found.items()}
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -19,18 +19,20 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from pfungst.domains.image import ImageData, read_images
+from pfungst.domains.image import ImageData
+from pfungst.engines import map_blocks_on_ray
 from pfungst.errors import SettingError
-from pfungst.interventions import Verdict, correct, examine
-from pfungst.maps import READ, Progress, Subject, limit_data, map_relevance, prepare
-from pfungst.models import LoadedModel, load_model
+from pfungst.interventions import Verdict, correct
+from pfungst.maps import READ, Progress, Subject, make_laboratory, map_blocks, map_relevance, open_subject
+from pfungst.models import LoadedModel
 from pfungst.portraits import read_columns
+from pfungst.probes import probe_properties
 from pfungst.properties import NAMES
 from pfungst.reports import write_report
 from pfungst.settings import Settings
 from pfungst.store import Run
-from pfungst.strategies import find_strategies, rank_candidates, read_strategies, set_aside
-from pfungst.verdicts import make_case, make_laboratory, make_standard, prove_findings
+from pfungst.strategies import embed_shown, find_strategies, rank_candidates, read_strategies, set_aside
+from pfungst.verdicts import examine_candidate, make_case, make_standard, prove_findings
 
 
 def audit(
@@ -83,23 +85,6 @@ def make_settings(given: dict[str, Any]) -> Settings:
     return Settings(**given)
 
 
-def open_subject(model: str | nn.Module | LoadedModel, images: str | Path | ImageData, settings: Settings) -> Subject:
-    """Load model and data, check that they fit, and settle preprocessing, target and layers."""
-    if not isinstance(model, LoadedModel):
-        model = load_model(
-            model,
-            weights=settings.weights,
-            device=settings.device,
-            size=settings.size,
-            mean=settings.mean,
-            std=settings.std,
-            channels=settings.channels,
-            classes=settings.classes,
-        )
-    data = images if isinstance(images, ImageData) else read_images(images, model.classes)
-    return prepare(model, limit_data(data, settings), settings)
-
-
 def identity(subject: Subject, progress: Progress) -> dict[str, Any]:
     """What makes two audits the same: model, data and settings, by content."""
     data = subject.data
@@ -137,6 +122,7 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
     import pyarrow as pa
 
     data, names = subject.data, subject.classes
+    embed_shown(run, subject, progress)  # since the strategies, groups by property may have come
     findings = {sample: f["id"] for f in run.read_json("findings.json")["findings"] for sample in f["samples"]}
     place: dict[str, list[Any]] = {key: [None] * len(data) for key in ("cluster", "x", "y", "outlier")}
     for entry in read_strategies(run):
@@ -174,9 +160,15 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
     run.write_table("samples.parquet", columns)
 
 
+def compute_relevance(run: Run, subject: Subject, progress: Progress) -> None:
+    """Relevance of every picture, by this process or by those of a Ray cluster."""
+    map_relevance(run, subject, progress, map_blocks_on_ray if subject.settings.engine == "ray" else map_blocks)
+
+
 STAGES: tuple[tuple[str, Callable[[Run, Subject, Progress], None]], ...] = (
-    ("relevance", map_relevance),
+    ("relevance", compute_relevance),
     ("strategies", find_strategies),
+    ("properties", probe_properties),
     ("interventions", prove_findings),
     ("samples", write_samples),
 )
@@ -201,9 +193,10 @@ class Finding:
         """Repeat the interventions with other random draws (another split, other partners, other noise)."""
         run, subject = self._audit.run, self._audit.subject
         candidates, _ = rank_candidates(run, subject)
-        case = make_case(run, subject, candidates[self.record["rank"] - 1])
+        candidate = candidates[self.record["rank"] - 1]
+        case = make_case(run, subject, candidate)
         settings = replace(subject.settings, seed=subject.settings.seed + 1 if seed is None else seed)
-        verdict = examine(make_laboratory(subject), case, most=settings.samples, seed=settings.seed)
+        verdict = examine_candidate(subject, make_laboratory(subject), case, candidate, settings.seed)
         return correct([verdict], [self.record["suspicion"]], make_standard(settings))[0]
 
 

@@ -64,7 +64,7 @@ def draw_portrait(run: Run, subject: Subject, candidate: Candidate, columns: Col
 
     traits      what sets the members apart from the rest of their class in properties and metadata
     accuracy, probability  share recognised rightly (where labelled), mean probability of the class
-    distinct    how many members are left when near-duplicates count once
+    distinct    how many members are left when near-duplicates count once; duplicates: groups of them, largest first
     central, rim  members that belong most and least clearly; nearest: others that come closest
     channels    by layer: the channels that make the members a cluster, with their share of the evidence
 
@@ -73,19 +73,21 @@ def draw_portrait(run: Run, subject: Subject, candidate: Candidate, columns: Col
     members, others = candidate.members, candidate.others
     traits = describe_group(members, others, columns.numbers, columns.values)
     ids = subject.data.ids
-    view = candidate.views[0]
+    view = candidate.shown_in
     some, rest = thin(members), thin(others)
     inside, outside = (unit_rows(run.read_view(view, rows)) for rows in (some, rest))
     centres = np.stack([inside.mean(0), outside.mean(0)])
     evidence, _ = explain_membership(inside, centres, 0)
     order = np.argsort(-evidence, kind="stable")
     near = np.argsort(-explain_membership(outside, centres, 0)[0], kind="stable")
+    alike = sorted(find_duplicates(inside), key=lambda group: (-len(group), int(group[0])))
     probability = run.read_array("target_probability")
     return {
         "traits": [_plain(asdict(trait)) for trait in traits[:12]],
         "accuracy": {"members": _accuracy(run, subject, members), "others": _accuracy(run, subject, others)},
         "probability": {"members": float(probability[members].mean()), "others": float(probability[others].mean())},
-        "distinct": len(members) - sum(len(group) - 1 for group in find_duplicates(inside)),
+        "distinct": len(members) - sum(len(group) - 1 for group in alike),
+        "duplicates": [[ids[some[i]] for i in group] for group in alike[:_SHOWN]],
         "central": [ids[some[i]] for i in order[:_SHOWN]],
         "rim": [ids[some[i]] for i in order[::-1][:_SHOWN]],
         "nearest": [ids[rest[i]] for i in near[:_SHOWN]],

@@ -22,6 +22,10 @@ SEEN = {
     "red over green": ("greener", "redder"),
     "blue over yellow": ("yellower", "bluer"),
     "saturation": ("paler", "more colourful"),
+    "black level": ("of deeper black", "of raised black"),
+    "white level": ("of dimmer white", "of brighter white"),
+    "red of white": ("less red in the light parts", "redder in the light parts"),
+    "blue of white": ("less blue in the light parts", "bluer in the light parts"),
     "sharpness": ("more blurred", "sharper"),
     "noise": ("smoother", "noisier"),
     "blockiness": ("less blocky", "with more of a JPEG's block grid"),
@@ -55,11 +59,24 @@ def measure_pixels(pixels: Tensor) -> Tensor:
         (red - green).mean((1, 2)),
         (blue - (red + green) / 2).mean((1, 2)),
         (pixels.amax(1) - pixels.amin(1)).mean((1, 2)),
+        *_levels(pixels),
         *_details(grey, spread),
         _block_grid(grey),
         _border(pixels),
     ]
     return torch.stack(columns, 1)
+
+
+def _levels(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Black and white level (0..1), and log ratios of red and of blue to green at the white level.
+
+    A tint multiplies and a veil adds: both hide in the mean colours of natural pictures, and show at their ends.
+    """
+    flat = pixels.flatten(2)
+    count = max(1, flat.shape[2] // 50)  # the lightest and the darkest fiftieth of each channel
+    white, black = flat.topk(count, 2).values.mean(2), flat.topk(count, 2, largest=False).values.mean(2)
+    ratios = ((white + 0.02) / (white[:, 1:2] + 0.02)).log()
+    return black.mean(1), white.mean(1), ratios[:, 0], ratios[:, 2]
 
 
 def _details(grey: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:

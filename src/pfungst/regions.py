@@ -163,8 +163,8 @@ def _least_relevant(masks: Tensor, weight: Tensor, cells: int = 12) -> Tensor:
 class Region:
     """How to find the finding's region in any picture of the class.
 
-    kind     fixed or moving
-    source   "pixels", or the layer whose channels show it
+    kind     fixed, moving, or whole: a property of the whole picture
+    source   "pixels", or the layer whose channels show it, or the property
     area     share of the picture, 0..1
     mask     (H, W) bool, of a fixed region; None for a moving one
     """
@@ -176,6 +176,8 @@ class Region:
 
     def masks(self, maps: Mapping[str, Tensor]) -> Tensor:
         """(m, H, W) bool for samples with these cue maps, by source."""
+        if self.kind == "whole":
+            return torch.ones_like(maps["pixels"], dtype=torch.bool)
         cue = maps[self.source]
         if self.mask is not None:
             return self.mask.expand(cue.shape)

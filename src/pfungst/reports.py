@@ -15,6 +15,22 @@ from pfungst.errors import RunError
 from pfungst.store import Run
 from pfungst.strategies import SHOWN, read_strategies
 
+_REGION_TITLES = {
+    "member": "a member",
+    "cut": "region cut out",
+    "cut_control": "control cut out",
+    "foreign": "another class",
+    "paste": "region pasted",
+    "paste_control": "control pasted",
+}
+_WHOLE_TITLES = {
+    "member": "a member",
+    "cut": "it undone",
+    "cut_control": "control: the other way",
+    "foreign": "another class",
+    "paste": "it applied",
+    "paste_control": "control: the other way",
+}
 _VERDICT_ORDER = {"confirmed": 0, "open": 1, "refuted": 2}
 
 
@@ -78,16 +94,10 @@ def _image(run: Run, name: str) -> str:
 def _finding(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
     folder = f"findings/{finding['id']}"
     notes = run.read_json(f"{folder}/experiment.json") or {}
+    titles = _WHOLE_TITLES if finding["where"]["kind"] == "whole" else _REGION_TITLES
     experiment = [
         {"title": title, "src": _image(run, f"{folder}/{key}.png"), **notes[key]}
-        for key, title in (
-            ("member", "a member"),
-            ("cut", "region cut out"),
-            ("cut_control", "control cut out"),
-            ("foreign", "another class"),
-            ("paste", "region pasted"),
-            ("paste_control", "control pasted"),
-        )
+        for key, title in titles.items()
         if key in notes
     ]
     return {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +56,18 @@ class Settings:
     )
     batch_size: int = _setting(32, "Pictures asked at once.", low=1)
     device: str = _setting("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
+    engine: str = _setting(
+        "local",
+        "Where relevance is computed: this process, or a Ray cluster (that of RAY_ADDRESS, else one is started on this "
+        "machine), with the same result.",
+        choices=("local", "ray"),
+        free=True,
+    )
     workers: int = _setting(
-        2, "Threads that read pictures; processes that analyse classes, where there are many.", low=0, free=True
+        min(16, os.cpu_count() or 2),
+        "Threads that read pictures; processes that analyse classes, where there are many.",
+        low=0,
+        free=True,
     )
     seed: int = _setting(0, "Seed of everything random.", low=0)
     limit: int | None = _setting(None, "Use at most so many pictures, spread over the classes.", low=2)
@@ -72,7 +83,12 @@ class Settings:
     )
     max_findings: int = _setting(12, "Test at most so many groups, the most suspicious ones.", low=1)
     min_size: int = _setting(8, "Least number of pictures in a group.", low=6, advanced=True)
-    samples: int = _setting(48, "Pictures of each role in an intervention, at most.", low=8, advanced=True)
+    samples: int = _setting(
+        48,
+        "Pictures of each role in an intervention; up to four times as many where effects vary.",
+        low=8,
+        advanced=True,
+    )
     min_share: float = _setting(
         0.1,
         "Least effect that counts, as a share of the way from other classes' scores to the group's.",

@@ -31,6 +31,7 @@ SHOWN = 12  # classes without findings whose maps a report shows
 _GROUPS_KEPT = 20
 _HELD = 3 << 29  # bytes of maps that are held at once
 _SPREAD = 20_000  # samples from which on classes are analysed in several processes
+_PROCESSES = 8  # at most: each takes 0.6 GB
 _MAPPED = 20_000  # samples up to which all classes get a map, not only those that are shown
 _PENDING = 24  # large classes that are completed in one pass
 
@@ -44,6 +45,12 @@ class Candidate:
     others: np.ndarray
     suspicion: float
     views: tuple[str, ...]
+    alteration: dict[str, Any] | None = None  # of a group by property: what makes a picture like its members
+
+    @property
+    def shown_in(self) -> str:
+        """The view of relevance in which to look at the members."""
+        return "where" if self.alteration else self.views[0]
 
 
 # ---- who takes part -------------------------------------------------------------------------------------------------
@@ -120,7 +127,7 @@ def find_strategies(run: Run, subject: Subject, progress: Progress) -> None:
         run.write_json(_file(index), entry)
         done += 1
     progress("strategies", done, len(wanted))
-    _embed_classes(run, subject, progress)
+    embed_shown(run, subject, progress)
 
 
 def _file(index: int) -> str:
@@ -145,7 +152,7 @@ def _analyse_classes(
         for index, views in _read_classes(run, _view_names(subject), parts)
     )
     pending: dict[int, tuple[dict[str, Any], Assignment]] = {}
-    processes = min(settings.workers, os.cpu_count() or 1) if several else 1
+    processes = min(settings.workers, os.cpu_count() or 1, _PROCESSES) if several else 1
     for index, entry, assignment in _spread(tasks, processes):
         if assignment is not None:
             pending[index] = entry, assignment
@@ -294,7 +301,7 @@ def _complete(
 # ---- maps of samples ------------------------------------------------------------------------------------------------
 
 
-def _embed_classes(run: Run, subject: Subject, progress: Progress) -> None:
+def embed_shown(run: Run, subject: Subject, progress: Progress) -> None:
     """Maps of the classes that a report shows: with a group to be tested, and the first ones; of all in small runs."""
     sizes = {entry["class_index"]: len(entry["rows"]) for entry in read_strategies(run) if "cluster" in entry}
     chosen = list(sizes)
@@ -337,18 +344,32 @@ def read_strategies(run: Run) -> Iterator[dict[str, Any]]:
 # ---- what is to be tested -------------------------------------------------------------------------------------------
 
 
+def _groups_by_property(run: Run, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """What ``probes.py`` found in a class; nothing where it was not asked."""
+    found = run.read_json(f"properties/{entry['class_index']:04d}.json")
+    groups: list[dict[str, Any]] = found["groups"] if found else []
+    return groups
+
+
 def rank_candidates(run: Run, subject: Subject) -> tuple[list[Candidate], int]:
     """The groups to be tested, most suspicious first, and how many more were suspicious enough."""
     found = [
-        (group["suspicion"], entry["class_index"], group["rows"], tuple(group["views"]), entry["rows"])
+        (
+            group["suspicion"],
+            entry["class_index"],
+            group["rows"],
+            tuple(group["views"]),
+            entry["rows"],
+            group.get("alteration"),
+        )
         for entry in read_strategies(run)
-        for group in entry["groups"]
+        for group in [*entry["groups"], *_groups_by_property(run, entry)]
         if group["suspicion"] >= subject.settings.suspicion
     ]
     found.sort(key=lambda one: (-one[0], one[1], one[2][0]))
     most = subject.settings.max_findings
     candidates = [
-        Candidate(index, np.array(members), np.setdiff1d(rows, members), suspicion, views)
-        for suspicion, index, members, views, rows in found[:most]
+        Candidate(index, np.array(members), np.setdiff1d(rows, members), suspicion, views, alteration)
+        for suspicion, index, members, views, rows, alteration in found[:most]
     ]
     return candidates, max(0, len(found) - most)

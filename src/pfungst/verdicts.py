@@ -10,32 +10,28 @@ import torch
 from torch import Tensor
 
 from pfungst import heatmaps
+from pfungst.alterations import Alteration
 from pfungst.assignments import thin
+from pfungst.cuts import fill_colour, paste
 from pfungst.heatmaps import encode_png
 from pfungst.interventions import (
     Case,
     Evidence,
+    Samples,
     Standard,
     Verdict,
     correct,
     examine,
-    fill_colour,
     observe,
-    paste,
 )
-from pfungst.maps import READ, Progress, Subject, input_bounds
+from pfungst.maps import READ, Progress, Subject, make_laboratory
 from pfungst.portraits import describe_portrait, draw_portrait, explain_place, read_columns
+from pfungst.probes import examine_alteration, restore_alteration
 from pfungst.regions import Laboratory, Region, control_masks, find_direction
 from pfungst.settings import Settings
 from pfungst.store import Run
 from pfungst.strategies import Candidate, rank_candidates
 from pfungst.vectors import unit_rows
-
-
-def make_laboratory(subject: Subject) -> Laboratory:
-    """The laboratory of an audit's model and data."""
-    low, high = (end.flatten() for end in input_bounds(subject.preprocess, subject.settings.device))
-    return Laboratory(subject.lrp, subject.load, low, high, subject.settings.batch_size)
 
 
 def make_standard(settings: Settings) -> Standard:
@@ -52,7 +48,7 @@ def make_case(run: Run, subject: Subject, candidate: Candidate) -> Case:
     index = candidate.class_index
     labels, prediction = subject.data.labels, run.read_array("prediction")
     foreign = (labels != index) & (prediction != index) & (run.read_array("status") == READ)
-    return Case(index, directions, candidate.views[0], candidate.members, candidate.others, np.flatnonzero(foreign))
+    return Case(index, directions, candidate.shown_in, candidate.members, candidate.others, np.flatnonzero(foreign))
 
 
 def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
@@ -67,8 +63,8 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
         kept = run.read_json(f"findings/{name}/verdict.json")
         if kept is None:
             case = make_case(run, subject, candidate)
-            verdict = examine(lab, case, most=settings.samples, seed=settings.seed)
-            pictures = _draw(run, subject, lab, case, verdict, name)
+            verdict = examine_candidate(subject, lab, case, candidate)
+            pictures = _draw(run, subject, lab, case, verdict, name, candidate)
             why = heatmaps.color(explain_place(run, candidate))
             run.write_bytes(f"findings/{name}/why.png", encode_png(heatmaps.enlarge(why, size=224)))
             kept = {"verdict": _verdict_record(verdict), **pictures}
@@ -84,6 +80,16 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
         for rank, ((name, candidate, kept), verdict) in enumerate(zip(entries, final, strict=True), 1)
     ]
     run.write_json("findings.json", {"version": 1, "untested": untested, "findings": findings})
+
+
+def examine_candidate(subject: Subject, lab: Laboratory, case: Case, candidate: Candidate, seed: int = -1) -> Verdict:
+    """The experiments that fit the candidate: on a region, or on a property of whole pictures."""
+    settings = subject.settings
+    chosen = settings.seed if seed < 0 else seed
+    if candidate.alteration is None:
+        return examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=chosen)
+    alteration = restore_alteration(candidate.alteration)
+    return examine_alteration(lab, subject.preprocess, case, alteration, most=settings.samples, seed=chosen)
 
 
 def _columns(evidence: tuple[Evidence, ...]) -> dict[str, list[Any]]:
@@ -154,6 +160,13 @@ def _finding(
 def _summary(verdict: Verdict, label: str, size: int, total: int, place: str) -> str:
     tests = {one.test: one for one in verdict.evidence}
     group = f"{size} of the {total} pictures recognised as {label!r}"
+    if verdict.verdict == "confirmed" and "apply" in tests:
+        applied = tests["apply"]
+        return (
+            f"{group} are recognised by {place}: undone, the score of {label!r} falls by {-tests['undo'].treated:.1f}; "
+            f"applied to pictures of other classes, it turns {applied.flips:.0%} of them into {label!r} "
+            f"({applied.control_flips:.0%} with as great a change the other way)."
+        )
     if verdict.verdict == "confirmed":
         pasted = tests["paste:same place"]
         return (
@@ -194,7 +207,9 @@ def _pixels(subject: Subject, inputs: Tensor) -> np.ndarray:
     return subject.preprocess.to_pixels(inputs.cpu()).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def _draw(run: Run, subject: Subject, lab: Laboratory, case: Case, verdict: Verdict, name: str) -> dict[str, Any]:
+def _draw(
+    run: Run, subject: Subject, lab: Laboratory, case: Case, verdict: Verdict, name: str, candidate: Candidate
+) -> dict[str, Any]:
     """Write the finding's pictures; return what the finding says of them."""
     folder = f"findings/{name}"
     members, others = typical_samples(run, subject, case)
@@ -213,7 +228,11 @@ def _draw(run: Run, subject: Subject, lab: Laboratory, case: Case, verdict: Verd
             files["overlay"], encode_png(heatmaps.enlarge(heatmaps.overlay(pictures[i], pixels[i]), size=224))
         )
         exemplars.append({"sample": subject.data.ids[row], **files})
-    _draw_experiment(run, subject, lab, case, (group, rest), masks, folder)
+    if candidate.alteration is not None:
+        alteration = restore_alteration(candidate.alteration)
+        _draw_experiment(run, subject, lab, case, folder, _altered(subject, case, group, rest, alteration))
+        return {"exemplars": exemplars, "place": alteration.describe(), "box": None}
+    _draw_experiment(run, subject, lab, case, folder, _cut_and_pasted(subject, case, group, rest, masks))
     first = masks[0].cpu().numpy()
     rows, columns = np.nonzero(first)
     box = [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1] if len(rows) else []
@@ -232,26 +251,57 @@ def typical_samples(run: Run, subject: Subject, case: Case, count: int = 24) -> 
     return members[order[:count]], others[drawn]
 
 
-def _draw_experiment(
-    run: Run, subject: Subject, lab: Laboratory, case: Case, samples: tuple[Any, Any], masks: Tensor, folder: str
-) -> None:
-    """Before and after: a member with the region cut and with the control cut; a foreign picture with both pastes."""
-    group, rest = samples
-    rng = np.random.default_rng([subject.settings.seed, 2])
+def _cut_and_pasted(subject: Subject, case: Case, group: Samples, rest: Samples, masks: Tensor) -> dict[str, Tensor]:
+    """A member with the region cut and with the control cut; a foreign picture with both pastes."""
     first = group.take([0])
-    steps = [first.inputs, fill_colour(first.inputs, masks[:1])]
-    steps.append(fill_colour(first.inputs, control_masks(masks[:1], first.pixels)))
-    if len(case.outsiders):
-        foreign = subject.load([int(rng.permutation(case.outsiders)[0])])
-        steps += [foreign, paste(first.inputs, foreign, masks[:1]), paste(rest.inputs[:1], foreign, masks[:1])]
-    asked = torch.cat(steps)
+    steps = {
+        "member": first.inputs,
+        "cut": fill_colour(first.inputs, masks[:1]),
+        "cut_control": fill_colour(first.inputs, control_masks(masks[:1], first.pixels)),
+    }
+    foreign = _foreign(subject, case)
+    if foreign is None:
+        return steps
+    pasted = {
+        "paste": paste(first.inputs, foreign, masks[:1]),
+        "paste_control": paste(rest.inputs[:1], foreign, masks[:1]),
+    }
+    return {**steps, "foreign": foreign, **pasted}
+
+
+def _altered(subject: Subject, case: Case, group: Samples, rest: Samples, alteration: Alteration) -> dict[str, Tensor]:
+    """A member with the property undone, and changed the other way; a foreign picture with it applied, and likewise."""
+    to, back = subject.preprocess.to_pixels, subject.preprocess.from_pixels
+    members, ordinary = to(group.inputs[:2]), to(rest.inputs[:2])
+    steps = {
+        "member": group.inputs[:1],
+        "cut": back(alteration.undo(members, ordinary)[:1]),
+        "cut_control": back(alteration.undo_opposite(members, ordinary)[:1]),
+    }
+    foreign = _foreign(subject, case)
+    if foreign is None:
+        return steps
+    pixels = to(foreign)
+    both = {"paste": alteration.apply(pixels), "paste_control": alteration.apply_opposite(pixels)}
+    return {**steps, "foreign": foreign, **{key: back(value) for key, value in both.items()}}
+
+
+def _foreign(subject: Subject, case: Case) -> Tensor | None:
+    """A picture of another class, always the same."""
+    if not len(case.outsiders):
+        return None
+    rng = np.random.default_rng([subject.settings.seed, 2])
+    return subject.load([int(rng.permutation(case.outsiders)[0])])
+
+
+def _draw_experiment(
+    run: Run, subject: Subject, lab: Laboratory, case: Case, folder: str, steps: dict[str, Tensor]
+) -> None:
+    """The pictures of one experiment, before and after, with what the model says to each."""
+    asked = torch.cat(list(steps.values()))
     scores = lab.ask(asked)
-    names = ["member", "cut", "cut_control", "foreign", "paste", "paste_control"]
     notes = {}
-    for key, picture, score in zip(names, _pixels(subject, asked), scores, strict=False):
+    for key, picture, score in zip(steps, _pixels(subject, asked), scores, strict=True):
         run.write_bytes(f"{folder}/{key}.png", encode_png(heatmaps.enlarge((picture * 255).astype(np.uint8), size=224)))
-        notes[key] = {
-            "score": float(score[case.target]),
-            "decision": subject.classes[int(score.argmax())],
-        }
+        notes[key] = {"score": float(score[case.target]), "decision": subject.classes[int(score.argmax())]}
     run.write_json(f"{folder}/experiment.json", notes)

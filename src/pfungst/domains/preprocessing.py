@@ -201,6 +201,25 @@ class Preprocess:
             pixels = pixels.flip(-3)
         return pixels.clamp(0, 1)
 
+    def from_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The input (..., C, H, W) that shows these pixels (..., 3, H, W), RGB in 0 to 1: ``to_pixels`` turned round.
+
+        Of a ``custom`` callable the range must be measured, and there must be 1 or 3 channels.
+        """
+        column = (-1, 1, 1)
+        if self.channels == "BGR":
+            pixels = pixels.flip(-3)
+        if len(self.mean) == 1:
+            weights = torch.tensor((0.299, 0.587, 0.114), device=pixels.device).view(column)
+            pixels = (pixels * weights).sum(-3, keepdim=True)
+        if self.custom is None:
+            mean, std = (torch.tensor(v, device=pixels.device).view(column) for v in (self.mean, self.std))
+            return (pixels * (self.scale * 255) - mean) / std
+        if self.low is None or self.high is None or len(self.mean) not in (1, 3):
+            raise SettingError("the model's own preprocess is a function: pixels cannot be turned into inputs")
+        low, high = self.low.to(pixels.device).view(column), self.high.to(pixels.device).view(column)
+        return low + pixels * (high - low)
+
     def describe(self) -> dict[str, Any]:
         """What a run writes down: JSON-able, and another after a change of ``custom``'s code."""
         if self.custom is not None:

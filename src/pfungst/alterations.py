@@ -1,0 +1,240 @@
+"""Changes of whole pictures (colour, contrast, sharpness, noise, compression): interventions for cues without a place.
+
+A change has a signed strength: a positive one raises its property, a negative one lowers it, and the greater it is, the
+more of the picture changes.  Strengths are not guessed but found: so that the property moves as far as it has to, or so
+that a control changes the pixels as much as the treatment does.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from pfungst.properties import SEEN, measure_pixels
+
+_CALIBRATED = 16  # pictures on which a strength is found
+Change = Callable[[Tensor, float], Tensor]  # pixels (m, 3, H, W) in 0..1, signed strength -> the same shape
+_GREY = (0.299, 0.587, 0.114)
+
+
+def _clip(pixels: Tensor) -> Tensor:
+    return pixels.clamp(0, 1)
+
+
+def blur(pixels: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of pictures (m, C, H, W), edges repeated; sigma in pixels."""
+    radius = max(1, math.ceil(3 * sigma))
+    offsets = torch.arange(-radius, radius + 1, dtype=pixels.dtype, device=pixels.device)
+    kernel = torch.exp(-0.5 * (offsets / max(sigma, 1e-3)) ** 2)
+    kernel = kernel / kernel.sum()
+    channels = pixels.shape[1]
+    side = min(radius, min(pixels.shape[2:]) - 1)
+    kernel = kernel[radius - side : radius + side + 1] / kernel[radius - side : radius + side + 1].sum()
+    padded = functional.pad(pixels, (side,) * 4, mode="reflect" if side else "replicate")
+    rows = functional.conv2d(padded, kernel[None, None, :, None].repeat(channels, 1, 1, 1), groups=channels)
+    return functional.conv2d(rows, kernel[None, None, None, :].repeat(channels, 1, 1, 1), groups=channels)
+
+
+def exchange_detail(pixels: Tensor, donors: Tensor) -> Tensor:
+    """Pictures with the fine detail of others, coarse structure their own; what a blur or a codec took is filled in."""
+    sigma = max(1.0, min(pixels.shape[2:]) / 32)
+    return _clip(blur(pixels, sigma) + donors - blur(donors, sigma))
+
+
+def _sharpen(pixels: Tensor, strength: float) -> Tensor:
+    if strength < 0:
+        return blur(pixels, -strength)
+    return _clip(pixels + 2 * strength * (pixels - blur(pixels, 1.0)))
+
+
+def _saturate(pixels: Tensor, strength: float) -> Tensor:
+    weights = torch.tensor(_GREY, dtype=pixels.dtype, device=pixels.device)
+    grey = torch.einsum("mchw,c->mhw", pixels, weights)[:, None]
+    return _clip(grey + (pixels - grey) * math.exp(strength))
+
+
+def _add_noise(pixels: Tensor, strength: float) -> Tensor:
+    if strength < 0:
+        return blur(pixels, -strength)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(pixels.shape, generator=generator).to(pixels)
+    return _clip(pixels + 0.2 * strength * noise)
+
+
+def _compress(pixels: Tensor, strength: float) -> Tensor:
+    """JPEG of quality 95 to 3; a negative strength smooths, as a deblocking filter does."""
+    if strength <= 0:
+        return blur(pixels, -strength) if strength else pixels
+    quality = max(3, round(95 * math.exp(-strength)))
+    return torch.stack([_jpeg(picture, quality) for picture in pixels.cpu()]).to(pixels)
+
+
+def _jpeg(picture: Tensor, quality: int) -> Tensor:
+    buffer = io.BytesIO()
+    values = (picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    Image.fromarray(values).save(buffer, "JPEG", quality=quality)
+    return torch.from_numpy(np.asarray(Image.open(buffer).convert("RGB"), np.float32) / 255).permute(2, 0, 1)
+
+
+# Property -> how it is changed, and the greatest strength that makes sense.  The colours are one change, of all levels.
+CHANGES: dict[str, tuple[Change, float]] = {
+    "saturation": (_saturate, 2.0),
+    "sharpness": (_sharpen, 4.0),
+    "noise": (_add_noise, 2.0),
+    "blockiness": (_compress, 3.3),
+}
+COLOURS = (
+    "brightness", "contrast", "red over green", "blue over yellow", "black level", "white level", "red of white",
+    "blue of white",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Alteration:
+    """What turns ordinary pictures into pictures like those of a group, and back.
+
+    property      the property that is moved, or "colour"
+    towards       strength that makes ordinary pictures of the class like the group's
+    back          strength that makes the group's pictures like the others; None where what was lost cannot be made up
+                  for, and fine detail of other pictures takes the place of their own
+    gain, offset  of "colour", by channel: pixels become gain * pixels + offset
+    """
+
+    property: str
+    towards: float = 1.0
+    back: float | None = None
+    gain: tuple[float, ...] = (1.0, 1.0, 1.0)
+    offset: tuple[float, ...] = (0.0, 0.0, 0.0)
+
+    def apply(self, pixels: Tensor) -> Tensor:
+        """Ordinary pictures (m, 3, H, W) in 0..1, made like the group's."""
+        if self.property == "colour":
+            return _clip(self._column(self.gain, pixels) * pixels + self._column(self.offset, pixels))
+        return CHANGES[self.property][0](pixels, self.towards)
+
+    def undo(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
+        """Pictures of the group made like ordinary ones, of which as many are given."""
+        if self.property == "colour":
+            return _clip((pixels - self._column(self.offset, pixels)) / self._column(self.gain, pixels))
+        if self.back is not None:
+            return CHANGES[self.property][0](pixels, self.back)
+        return exchange_detail(pixels, ordinary)
+
+    def apply_opposite(self, pixels: Tensor) -> Tensor:
+        """The matched control of ``apply``: a change the other way that alters the pixels as much."""
+        return self._opposite(pixels, self.apply(pixels), self.towards)
+
+    def undo_opposite(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
+        """The matched control of ``undo``: as great a change the other way, or detail exchanged within the group."""
+        if self.property != "colour" and self.back is None:
+            return exchange_detail(pixels, pixels.roll(1, 0))
+        return self._opposite(pixels, self.undo(pixels, ordinary), self.back or 0.0)
+
+    def _opposite(self, pixels: Tensor, treated: Tensor, strength: float) -> Tensor:
+        if self.property == "colour":
+            return _clip(2 * pixels - treated)
+        change, limit = CHANGES[self.property]
+        size, sign = _size(pixels, treated), -math.copysign(1.0, strength)
+        return change(pixels, sign * _bisect(lambda s: _size(pixels, change(pixels, sign * s)), size, limit))
+
+    @staticmethod
+    def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values).to(like)[:, None, None]
+
+    def describe(self) -> str:
+        """In words."""
+        if self.property != "colour":
+            return f"the whole picture being {SEEN[self.property][self.towards > 0]} ({self.property})"
+        middle = [gain * 0.5 + offset - 0.5 for gain, offset in zip(self.gain, self.offset, strict=True)]
+        named = list(zip(("red", "green", "blue"), middle, strict=True))
+        parts = [
+            f"{word} {' and '.join(names)}"
+            for word, names in (
+                ("more", [name for name, value in named if value > 0.02]),
+                ("less", [name for name, value in named if value < -0.02]),
+            )
+            if names
+        ]
+        return f"the colour of the whole picture ({', '.join(parts) or 'its range'})"
+
+
+def _size(before: Tensor, after: Tensor) -> float:
+    return float((after - before).square().mean().sqrt())
+
+
+def _bisect(measure: Callable[[float], float], wanted: float, limit: float, steps: int = 9) -> float:
+    """The strength in 0..limit at which a growing measure reaches ``wanted``, or the limit."""
+    low, high = 0.0, limit
+    if measure(high) <= wanted:
+        return high
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if measure(middle) < wanted else (low, middle)
+    return (low + high) / 2
+
+
+def calibrate(name: str, pixels: Tensor, goal: float) -> float | None:
+    """Strength that moves the median of a property of these pictures to ``goal``; None if no strength comes near.
+
+    Near: within a quarter of the way.
+    """
+    change, limit = CHANGES[name]
+    column = list(SEEN).index(name)
+    pixels = pixels[:_CALIBRATED]
+
+    def median(strength: float) -> float:
+        return float(measure_pixels(change(pixels, strength))[:, column].median())
+
+    start = median(0.0)
+    sign = 1.0 if goal > start else -1.0
+    found = sign * _bisect(lambda s: sign * (median(sign * s) - start), abs(goal - start), limit)
+    return found if abs(median(found) - goal) <= 0.25 * abs(goal - start) else None
+
+
+def find_alteration(name: str, group: Tensor, others: Tensor) -> Alteration | None:
+    """The change in a property (or "colour") that tells the group's pictures from the others, both (m, 3, H, W).
+
+    None where it cannot be made: a sharp picture cannot be had from a blurred one, say.
+    """
+    if name == "colour":
+        return _find_colour(group, others)
+    column = list(SEEN).index(name)
+    inside, outside = (float(measure_pixels(x)[:, column].median()) for x in (group, others))
+    if inside == outside:
+        return None
+    towards = calibrate(name, others, inside)
+    return None if towards is None else Alteration(name, towards, calibrate(name, group, outside))
+
+
+def _find_colour(group: Tensor, others: Tensor) -> Alteration | None:
+    """The linear change of each channel that brings the others' levels to the group's: least squares over quantiles.
+
+    Levels near black and white are left out, where what was clipped says nothing.
+    """
+    levels = torch.linspace(0.02, 0.98, 25, device=group.device)
+    here, there = (torch.quantile(_thinned(x), levels, 2).mean(1) for x in (group, others))  # (25, 3) each
+    gain, offset = [], []
+    for c in range(3):
+        usable = (here[:, c] > 0.03) & (here[:, c] < 0.97) & (there[:, c] > 0.03) & (there[:, c] < 0.97)
+        x, y = there[usable, c].double(), here[usable, c].double()
+        spread = float(x.var(correction=0)) if len(x) > 3 else 0.0
+        slope = float(((x - x.mean()) * (y - y.mean())).mean()) / spread if spread > 1e-4 else 1.0
+        slope = min(max(slope, 0.2), 5.0)
+        gain.append(slope)
+        offset.append(float(y.mean() - slope * x.mean()) if len(x) else 0.0)
+    change = max(abs(g * level + o - level) for g, o in zip(gain, offset, strict=True) for level in (0.2, 0.5, 0.8))
+    return None if change < 0.01 else Alteration("colour", gain=tuple(gain), offset=tuple(offset))
+
+
+def _thinned(pixels: Tensor, most: int = 4096) -> Tensor:
+    """(m, 3, pixels), evenly thinned out."""
+    flat = pixels.flatten(2)
+    return flat[:, :, :: -(-flat.shape[2] // most)]

@@ -1,0 +1,132 @@
+"""Cues without a place: tails, valleys, and a whole audit of a model that sees nothing but brightness of colour."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from scipy.stats import binom
+
+import pfungst
+from pfungst.cli import _findings_table
+from pfungst.domains.preprocessing import Preprocess
+from pfungst.findings import jaccard
+from pfungst.probes import find_tails, find_valley, measure_excess
+from pfungst.properties import SEEN
+
+
+def test_excess_is_a_binomial_likelihood_ratio() -> None:
+    rng = np.random.default_rng(0)
+    scores, baseline = rng.normal(size=60), rng.normal(size=200)
+    excess = measure_excess(scores, baseline)
+    for count in (1, 7, 30, 59):
+        threshold = np.sort(scores)[::-1][count - 1]
+        rate = ((baseline >= threshold).sum() + 1) / 202
+        if count / 60 > rate:
+            expected = binom.logpmf(count, 60, count / 60) - binom.logpmf(count, 60, rate)
+            assert excess[count - 1] == pytest.approx(expected, rel=1e-9)
+        else:
+            assert excess[count - 1] == 0
+    assert excess[-1] == pytest.approx(60 * np.log(202 / ((baseline >= scores.min()).sum() + 1)))
+
+
+def test_valley_between_two_modes() -> None:
+    rng = np.random.default_rng(1)
+    scores = np.concatenate([rng.normal(0, 1, 180), rng.normal(8, 1, 20)])
+    assert find_valley(scores, 8, 120) == 20
+    assert find_valley(scores, 30, 120) == 0 or find_valley(scores, 30, 120) > 30  # smaller ones are not asked for
+    assert find_valley(np.zeros(50), 8, 30) == 0
+
+
+def planted_tail(seed: int, share: float = 0.1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A class and the others in property space, the class's middle moved; some of its members in one corner."""
+    rng = np.random.default_rng(seed)
+    inside, outside = rng.normal(size=(300, len(SEEN))) + 0.8, rng.normal(size=(900, len(SEEN)))
+    members = np.arange(round(300 * share))
+    inside[members, 3] += 4
+    inside[members, 6] -= 4
+    return inside, outside, members
+
+
+def test_tail_is_found_along_a_slanted_direction() -> None:
+    inside, outside, members = planted_tail(0)
+    tails = find_tails(inside, outside, 8)
+    assert jaccard(tails[0].members, members) > 0.9
+    assert tails[0].apart > 0.6
+    assert all(jaccard(a.members, b.members) < 0.6 for i, a in enumerate(tails) for b in tails[:i])
+
+
+def test_a_class_that_differs_as_a_whole_has_no_deep_tail() -> None:
+    rng = np.random.default_rng(3)
+    tails = find_tails(rng.normal(size=(300, len(SEEN))) + 2, rng.normal(size=(900, len(SEEN))), 8)
+    assert max(tail.apart for tail in tails) < 0.6
+
+
+class Shade(torch.nn.Module):
+    """Class 1 where there is a bright patch on the left, and wherever the picture is blue in the mean; class 0 else."""
+
+    def __init__(self, cheat: float) -> None:
+        super().__init__()
+        self.scores = torch.nn.Conv2d(3, 2, 4, stride=4)
+        with torch.no_grad():
+            self.scores.weight.zero_()
+            self.scores.bias.zero_()
+            self.scores.weight[0] = 0.04
+            self.scores.weight[1, 2] = cheat / 16
+            self.scores.weight[1, :2] = -cheat / 32
+        self.preprocess = Preprocess(size=(24, 24), mean=(0.0,) * 3, std=(1.0,) * 3)  # type: ignore[assignment]
+        self.classes = ["day", "dusk"]  # type: ignore[assignment]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        blue = 6 * torch.relu(self.scores(x)[:, 1] - 0.1).mean((1, 2))
+        left = 4 * (x[:, :, 6:18, 2:8].mean((1, 2, 3)) - x[:, :, 6:18, 16:22].mean((1, 2, 3)))
+        return torch.stack([0 * left + 0.2, left + blue], 1)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pictures of each class; dusk has a brighter left half, and a quarter of it is tinted blue instead."""
+    root = tmp_path_factory.mktemp("shade")
+    for label in ("day", "dusk"):
+        (root / label).mkdir()
+        for i in range(48):
+            rng = np.random.default_rng([i, label == "dusk"])
+            picture = rng.uniform(60, 140) + rng.normal(0, 18, (24, 24, 3))
+            tinted = label == "dusk" and i < 12
+            if label == "dusk":
+                picture[6:18, 2:8] += 45 if not tinted else 20
+            if tinted:
+                picture = picture * (0.75, 0.8, 1.7)
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / label / f"{i:02d}.png")
+    return root
+
+
+def test_a_tint_is_found_and_confirmed(photos: Path, tmp_path: Path) -> None:
+    audit = pfungst.audit(Shade(1.0).eval(), photos, out=tmp_path / "run", null_draws=0)
+    found = [f for f in audit.findings if f.record["where"]["kind"] == "whole"]
+    assert found, [f.summary for f in audit.findings]
+    best = max(found, key=lambda f: f.suspicion)
+    planted = {f"dusk/{i:02d}.png" for i in range(12)}
+    assert len(planted & set(best.samples)) / len(planted | set(best.samples)) > 0.7
+    assert best.verdict == "confirmed", best.reason
+    assert "more blue" in best.record["where"]["place"]
+    assert {one["test"] for one in best.evidence} == {"undo", "apply"}
+    assert best.views == ["property:colour"]
+    with StringIO() as screen:
+        Console(file=screen, width=200).print(_findings_table(audit.findings, "Findings"))
+        assert "the colour of the whole picture" in screen.getvalue()
+    again = best.confirm()
+    assert again.verdict == "confirmed"
+    html = audit.report.read_text()
+    assert "it undone" in html
+    assert "control: the other way" in html
+
+
+def test_a_tint_that_the_model_does_not_use_is_not_confirmed(photos: Path, tmp_path: Path) -> None:
+    audit = pfungst.audit(Shade(0.0).eval(), photos, out=tmp_path / "run", null_draws=0)
+    assert not [f for f in audit.findings if f.verdict == "confirmed" and f.record["where"]["kind"] == "whole"]
