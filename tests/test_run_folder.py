@@ -25,6 +25,7 @@ from PIL import Image
 import pfungst
 from pfungst.errors import RunError
 from pfungst.models import LoadedModel, load_model
+from pfungst.pipeline import STAGES
 from pfungst.properties import FILED, NAMES, SEEN
 from pfungst.store import Run
 
@@ -331,7 +332,7 @@ def spoil(path: Path, how: Callable[[bytes], bytes] | None) -> None:
         path.write_bytes(how(path.read_bytes()))
 
 
-ALL = ("relevance", "strategies", "interventions", "samples")
+ALL = tuple(name for name, _ in STAGES)
 
 
 @pytest.mark.parametrize(("how", "words", "stages"), [*((*one, ALL[:1]) for one in SPOILED), (*SPOILED[1], ALL)])

@@ -32,7 +32,7 @@ from pfungst.properties import NAMES
 from pfungst.reports import write_report
 from pfungst.settings import Settings
 from pfungst.store import Run
-from pfungst.strategies import find_strategies, read_strategies, set_aside
+from pfungst.strategies import embed_shown, find_strategies, read_strategies, set_aside
 from pfungst.verdicts import prove_findings
 
 
@@ -123,6 +123,7 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
     import pyarrow as pa
 
     data, names = subject.data, subject.classes
+    embed_shown(run, subject, progress)  # since the strategies, groups by property may have come
     findings = {sample: f["id"] for f in run.read_json("findings.json")["findings"] for sample in f["samples"]}
     place: dict[str, list[Any]] = {key: [None] * len(data) for key in ("cluster", "x", "y", "outlier")}
     for entry in read_strategies(run):

@@ -31,6 +31,7 @@ SHOWN = 12  # classes without findings whose maps a report shows
 _GROUPS_KEPT = 20
 _HELD = 3 << 29  # bytes of maps that are held at once
 _SPREAD = 20_000  # samples from which on classes are analysed in several processes
+_PROCESSES = 8  # at most: each takes 0.6 GB
 _MAPPED = 20_000  # samples up to which all classes get a map, not only those that are shown
 _PENDING = 24  # large classes that are completed in one pass
 
@@ -126,7 +127,7 @@ def find_strategies(run: Run, subject: Subject, progress: Progress) -> None:
         run.write_json(_file(index), entry)
         done += 1
     progress("strategies", done, len(wanted))
-    _embed_classes(run, subject, progress)
+    embed_shown(run, subject, progress)
 
 
 def _file(index: int) -> str:
@@ -151,7 +152,7 @@ def _analyse_classes(
         for index, views in _read_classes(run, _view_names(subject), parts)
     )
     pending: dict[int, tuple[dict[str, Any], Assignment]] = {}
-    processes = min(settings.workers, os.cpu_count() or 1) if several else 1
+    processes = min(settings.workers, os.cpu_count() or 1, _PROCESSES) if several else 1
     for index, entry, assignment in _spread(tasks, processes):
         if assignment is not None:
             pending[index] = entry, assignment
@@ -300,7 +301,7 @@ def _complete(
 # ---- maps of samples ------------------------------------------------------------------------------------------------
 
 
-def _embed_classes(run: Run, subject: Subject, progress: Progress) -> None:
+def embed_shown(run: Run, subject: Subject, progress: Progress) -> None:
     """Maps of the classes that a report shows: with a group to be tested, and the first ones; of all in small runs."""
     sizes = {entry["class_index"]: len(entry["rows"]) for entry in read_strategies(run) if "cluster" in entry}
     chosen = list(sizes)
