@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from scipy.sparse import block_diag, csr_matrix
 from scipy.sparse.csgraph import connected_components
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import adjusted_rand_score
 
 from pfungst.neighbours import join_neighbours
-from pfungst.spectra import cluster_samples, decompose, find_components, log_ratio_gaps, measure_spectrum
+from pfungst.spectra import (
+    cluster_samples,
+    decompose,
+    find_components,
+    log_ratio_gaps,
+    measure_separability,
+    measure_spectrum,
+)
 from pfungst.vectors import unit_rows
 
 
@@ -143,6 +151,30 @@ def test_p_is_the_share_of_null_draws_with_so_great_a_gap() -> None:
     without = measure_spectrum(vectors, null_draws=0)
     assert math.isnan(without.p)
     assert without.clusters == without.components.max() + 1
+
+
+def test_separability_is_that_of_scikit_learns_discriminant() -> None:
+    """τ is the ratio of between to within scatter along the first axis of a linear discriminant analysis."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [40, 30, 20])
+    rows = rng.normal(size=(90, 4)) + 3 * np.eye(4)[labels]
+    axis = LinearDiscriminantAnalysis(solver="eigen").fit(rows, labels).scalings_[:, 0]
+    projected = rows @ axis
+    within = sum(((projected[labels == k] - projected[labels == k].mean()) ** 2).sum() for k in range(3))
+    between = ((projected - projected.mean()) ** 2).sum() - within
+    assert measure_separability(rows, labels) == pytest.approx(between / within, rel=0.01)
+    assert measure_separability(np.repeat(np.eye(3), 5, axis=0), np.repeat([0, 1, 2], 5)) > 100  # no scatter within
+    assert measure_separability(rows, np.zeros(90, int)) == pytest.approx(0, abs=1e-9)
+
+
+def test_planted_clusters_are_more_separable_than_chance() -> None:
+    rng = np.random.default_rng(0)
+    cloud = rng.normal(size=(120, 30))
+    clusters = np.repeat(4 * rng.normal(size=(3, 30)), 40, axis=0) + cloud
+    planted, null = (measure_spectrum(unit_rows(v), null_draws=19) for v in (clusters, cloud))
+    assert planted.separability_p == pytest.approx(0.05)
+    assert null.separability_p > 0.05
+    assert planted.separability > null.separability
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])

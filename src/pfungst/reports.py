@@ -15,7 +15,7 @@ from pfungst.confirmations import read_confirmations, tell
 from pfungst.errors import RunError
 from pfungst.judgements import ANSWERS, add_judgements, read_judgements
 from pfungst.store import JUDGEMENTS, Run
-from pfungst.strategies import SHOWN, read_strategies
+from pfungst.strategies import SHOWN, rank_classes, read_strategies
 
 _REGION_TITLES = {
     "member": "a member",
@@ -132,7 +132,7 @@ def _classes(strategies: list[dict[str, Any]], findings: list[dict[str, Any]], i
     for finding in findings:
         by_class.setdefault(finding["class_index"], []).append(finding)
     shown: list[dict[str, Any]] = []
-    for entry in strategies:
+    for entry in rank_classes(strategies):
         own = by_class.get(entry["class_index"], [])
         if not own and len(shown) >= SHOWN:
             continue
@@ -146,6 +146,7 @@ def _classes(strategies: list[dict[str, Any]], findings: list[dict[str, Any]], i
             card["map"] = draw_map(x, y, groups, {i: f["id"] for i, f in enumerate(own)})
             card["spectrum"] = draw_spectrum(entry["eigenvalues"], entry["clusters"])
             card["p"], card["clusters"] = entry["p"], entry["clusters"]
+            card["separability"], card["separability_p"] = entry["separability"], entry["separability_p"]
             card["legend"] = [{"number": i % 6, "id": f["id"], "verdict": f["verdict"]} for i, f in enumerate(own)]
             card["best"] = max((g["suspicion"] for g in entry["groups"]), default=0.0)
         card["has_finding"] = bool(own)

@@ -33,6 +33,8 @@ class Spectrum:
     components    connected component of each sample, (n,), numbered from the greatest to the smallest
     clusters      how many clusters the gaps tell, >= 1
     p             probability that one structureless cloud shows so great a gap (nan without null draws)
+    separability  how separable the clusters are, by which classes are ranked (``measure_separability``), and the
+                  probability that as many clusters of a structureless cloud are as separable
     """
 
     eigenvalues: np.ndarray
@@ -41,6 +43,8 @@ class Spectrum:
     clusters: int
     gap: float
     p: float
+    separability: float = 0.0
+    separability_p: float = float("nan")
 
 
 def find_components(graph: csr_matrix) -> np.ndarray:
@@ -107,13 +111,44 @@ def measure_spectrum(vectors: np.ndarray, count: int = 12, null_draws: int = 19,
         return Spectrum(eigenvalues, eigenvectors, components, pieces, 0.0, float("nan"))
     gaps = log_ratio_gaps(eigenvalues)
     gap = float(gaps.max())
-    null = [
-        float(log_ratio_gaps(decompose(join_neighbours(draw), count)[0]).max())
-        for draw in _structureless(vectors, null_draws, seed)
-    ]
-    p = (1 + sum(value >= gap for value in null)) / (1 + len(null)) if null else float("nan")
-    clusters = int(gaps.argmax()) + 2 if p <= 0.05 else pieces
-    return Spectrum(eigenvalues, eigenvectors, components, clusters, gap, p)
+    told = int(gaps.argmax()) + 2  # clusters that the greatest gap speaks for, whether or not it is beyond chance
+    separability = _separability_of(eigenvectors, told, seed)
+    null = []
+    for draw in _structureless(vectors, null_draws, seed):
+        values, its = decompose(join_neighbours(draw), count)
+        null.append((float(log_ratio_gaps(values).max()), _separability_of(its, told, seed)))
+    p, separability_p = (
+        (1 + sum(one[i] >= mine for one in null)) / (1 + len(null)) if null else float("nan")
+        for i, mine in enumerate((gap, separability))
+    )
+    clusters = told if p <= 0.05 else pieces
+    return Spectrum(eigenvalues, eigenvectors, components, clusters, gap, p, separability, separability_p)
+
+
+def _separability_of(eigenvectors: np.ndarray, clusters: int, seed: int) -> float:
+    from sklearn.cluster import KMeans
+
+    rows = unit_rows(eigenvectors[:, :clusters])
+    labels = KMeans(clusters, n_init=2, max_iter=50, random_state=seed).fit_predict(rows)
+    return measure_separability(rows, labels)
+
+
+def measure_separability(rows: np.ndarray, labels: np.ndarray) -> float:
+    """τ = max_w (wᵀ S_b w) / (wᵀ S_w w): Fisher's discriminant between clusters of rows (n, d), >= 0.
+
+    By it Anders et al. 2022 (section 3.1) rank classes over the spectral embedding.  S_w has a ridge of a thousandth of
+    the total scatter, so that clusters of one point each have a finite value.
+    """
+    mean = rows.mean(0)
+    within, between = np.zeros((rows.shape[1], rows.shape[1])), np.zeros((rows.shape[1], rows.shape[1]))
+    for label in np.unique(labels):
+        cluster = rows[labels == label]
+        centred, offset = cluster - cluster.mean(0), cluster.mean(0) - mean
+        within += centred.T @ centred
+        between += len(cluster) * np.outer(offset, offset)
+    ridge = 1e-3 * np.trace(within + between) / len(within) + 1e-300
+    values = eigh(between, within + ridge * np.eye(len(within)), eigvals_only=True)
+    return float(max(values[-1], 0.0))
 
 
 def _structureless(vectors: np.ndarray, draws: int, seed: int) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -245,6 +245,8 @@ def _analyse_class(
         "clusters": spectrum.clusters,
         "gap": spectrum.gap,
         "p": None if np.isnan(spectrum.p) else spectrum.p,
+        "separability": round(spectrum.separability, 4),
+        "separability_p": None if np.isnan(spectrum.separability_p) else spectrum.separability_p,
         "cluster": cluster.tolist(),
         "outlier": [round(float(v), 4) for v in outlier],
         "groups": [_record(group) for group in groups],
@@ -307,7 +309,8 @@ def embed_shown(run: Run, subject: Subject, progress: Progress) -> None:
     chosen = list(sizes)
     if sum(min(size, LARGE) for size in sizes.values()) > _MAPPED:
         ranked = {candidate.class_index for candidate in rank_candidates(run, subject)[0]}
-        chosen = sorted(ranked | set(chosen[:SHOWN]))
+        first = [entry["class_index"] for entry in rank_classes(read_strategies(run))]
+        chosen = sorted(ranked | {index for index in first[:SHOWN] if index in sizes})
     for done, index in enumerate(chosen):
         progress("maps", done, len(chosen))
         embed_class(run, subject, index)
@@ -339,6 +342,18 @@ def read_strategies(run: Run) -> Iterator[dict[str, Any]]:
                 place = dict(zip(drawn["rows"], drawn[key], strict=True))
                 entry[key] = [place.get(row) for row in entry["rows"]]
         yield entry
+
+
+def rank_classes(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The classes worth a look first: their most suspicious group first, then how separable their clusters are."""
+    return sorted(
+        entries,
+        key=lambda entry: (
+            -max((group["suspicion"] for group in entry["groups"]), default=0.0),
+            -entry.get("separability", 0.0),
+            entry["class_index"],
+        ),
+    )
 
 
 # ---- what is to be tested -------------------------------------------------------------------------------------------
