@@ -31,6 +31,7 @@ cuts assignments
 interventions judgements
 maps
 engines strategies
+overall
 probes portraits
 verdicts
 counterevidence

@@ -26,6 +26,7 @@ from pfungst.errors import SettingError
 from pfungst.judgements import Judgement, add_judgements, write_judgement
 from pfungst.maps import READ, Progress, Subject, map_blocks, map_relevance, open_subject
 from pfungst.models import LoadedModel
+from pfungst.overall import find_shared
 from pfungst.portraits import read_columns
 from pfungst.probes import probe_properties
 from pfungst.properties import NAMES
@@ -169,6 +170,7 @@ def compute_relevance(run: Run, subject: Subject, progress: Progress) -> None:
 STAGES: tuple[tuple[str, Callable[[Run, Subject, Progress], None]], ...] = (
     ("relevance", compute_relevance),
     ("strategies", find_strategies),
+    ("overall", find_shared),
     ("properties", probe_properties),
     ("interventions", prove_findings),
     ("samples", write_samples),

@@ -15,7 +15,7 @@ from pfungst.confirmations import read_confirmations, tell
 from pfungst.errors import RunError
 from pfungst.judgements import ANSWERS, add_judgements, read_judgements
 from pfungst.store import JUDGEMENTS, Run
-from pfungst.strategies import SHOWN, rank_classes, read_strategies
+from pfungst.strategies import OVERALL, SHOWN, rank_classes, read_strategies
 
 _REGION_TITLES = {
     "member": "a member",
@@ -75,6 +75,7 @@ def _content(run: Run) -> dict[str, Any]:
         "judged": _judged(findings),
         "classes": _classes(strategies, findings, ids),
         "class_count": len(strategies),
+        "overall": run.read_json(OVERALL),
         "set_aside": reasons,
         "set_aside_total": sum(len(ids) for _, ids in reasons),
         "settings": description["settings"],

@@ -81,6 +81,7 @@ class Settings:
         high=1,
         advanced=True,
     )
+    over_classes: bool = _setting(False, "Also look for groups over all classes together, in one analysis.")
     max_findings: int = _setting(12, "Test at most so many groups, the most suspicious ones.", low=1)
     min_size: int = _setting(8, "Least number of pictures in a group.", low=6, advanced=True)
     samples: int = _setting(

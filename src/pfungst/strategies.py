@@ -27,6 +27,7 @@ from pfungst.spectra import cluster_samples
 from pfungst.store import Run
 from pfungst.vectors import gate_sums, sum_maps, unit_rows
 
+OVERALL = "overall.json"  # what was found over all classes together
 SHOWN = 12  # classes without findings whose maps a report shows
 _GROUPS_KEPT = 20
 _HELD = 3 << 29  # bytes of maps that are held at once
@@ -149,7 +150,7 @@ def _analyse_classes(
     several = len(parts) > 1 and sum(map(len, parts.values())) >= _SPREAD
     tasks = (
         (index, views, len(rows_of[index]) > LARGE, settings.min_size, settings.null_draws, settings.seed)
-        for index, views in _read_classes(run, _view_names(subject), parts)
+        for index, views in _read_classes(run, view_names(subject), parts)
     )
     pending: dict[int, tuple[dict[str, Any], Assignment]] = {}
     processes = min(settings.workers, os.cpu_count() or 1, _PROCESSES) if several else 1
@@ -165,7 +166,8 @@ def _analyse_classes(
     yield from _complete(run, pending, rows_of, parts, heads)
 
 
-def _view_names(subject: Subject) -> list[str]:
+def view_names(subject: Subject) -> list[str]:
+    """The views in which groups are sought, that by place first."""
     return ["where", *(f"{kind}:{layer}" for kind in ("what", "strongest") for layer in subject.layers)]
 
 
@@ -366,6 +368,12 @@ def _groups_by_property(run: Run, entry: dict[str, Any]) -> list[dict[str, Any]]
     return groups
 
 
+def _shared_groups(run: Run, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """What groups over all classes hold of this one (``overall.py``); nothing where they were not asked for."""
+    found = run.read_json(OVERALL)
+    return [part for part in found["parts"] if part["class_index"] == entry["class_index"]] if found else []
+
+
 def rank_candidates(run: Run, subject: Subject) -> tuple[list[Candidate], int]:
     """The groups to be tested, most suspicious first, and how many more were suspicious enough."""
     found = [
@@ -378,7 +386,7 @@ def rank_candidates(run: Run, subject: Subject) -> tuple[list[Candidate], int]:
             group.get("alteration"),
         )
         for entry in read_strategies(run)
-        for group in [*entry["groups"], *_groups_by_property(run, entry)]
+        for group in [*entry["groups"], *_groups_by_property(run, entry), *_shared_groups(run, entry)]
         if group["suspicion"] >= subject.settings.suspicion
     ]
     found.sort(key=lambda one: (-one[0], one[1], one[2][0]))
