@@ -336,13 +336,13 @@ def _print_confirmation(result: Any) -> None:
     before = {one["test"]: one for one in result.first["evidence"]}
     table = Table(title=f"{result.finding}, seed {result.seed}", title_justify="left")
     table.add_column("test", no_wrap=True)
-    for name in ("first", "n", "again", "95 % interval", "control", "p", "flips"):
+    for name in ("first", "again", "95 %", "p", "flips"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in result.evidence:
         old = before.get(one.test)
         table.add_row(
-            one.test, f"{old['effect']:+.2f}" if old else "-", str(one.n), f"{one.effect:+.2f}",
-            f"{one.interval[0]:+.2f} to {one.interval[1]:+.2f}", f"{one.control:+.2f}", f"{one.p:.4f}",
+            one.test, f"{old['effect']:+.1f}" if old else "-", f"{one.effect:+.1f}",
+            f"{one.interval[0]:+.1f}, {one.interval[1]:+.1f}", f"{one.p:.3f}",
             f"{one.flips:.0%} ({one.control_flips:.0%})",
         )  # fmt: skip
     console.print(table)
