@@ -57,14 +57,14 @@ def tint(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def blur(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Out of focus: a Gaussian of 2 pixels."""
-    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(2)))
+    """Far out of focus: a Gaussian of 3.5 pixels."""
+    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(3.5)))
 
 
 def jpeg(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """JPEG of quality 8: its grid of 8 x 8 blocks."""
+    """JPEG of quality 2: its grid of 8 x 8 blocks."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=8)
+    Image.fromarray(picture).save(file, "JPEG", quality=2)
     return np.asarray(Image.open(file))
 
 

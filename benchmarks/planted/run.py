@@ -184,14 +184,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes, one cell each")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, of training and audit")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no cell is started")
-    parser.add_argument("--quick", action="store_true", help="a third of the pictures, little training: for a trial")
+    parser.add_argument("--quick", action="store_true", help="half of the pictures, little training: for a trial")
     parser.add_argument("--no-clean", action="store_true", help="leave out the clean controls")
     parser.add_argument("--keep", type=Path, help="folder where pictures and run folders stay")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
     arguments = parser.parse_args()
     deadline = time.time() + arguments.budget
     arguments.out.mkdir(parents=True, exist_ok=True)
-    trial = Trial(arguments.device, 0.34, 250, arguments.keep) if arguments.quick else Trial(arguments.device)
+    trial = Trial(arguments.device, 0.5, 250, arguments.keep) if arguments.quick else Trial(arguments.device)
     if arguments.keep and not arguments.quick:
         trial = Trial(arguments.device, keep=arguments.keep)
     cells = [cell for cell in order_cells(arguments) if not (arguments.no_clean and cell.cue == "none")]
