@@ -132,7 +132,8 @@ def audit(question: Question, planted: np.ndarray, setting: Setting, trial: Tria
         seed=setting.seed,
     )
     seconds = time.perf_counter() - start
-    findings = [finding.record for finding in result.findings]
+    shown = {"confirmed": 0, "open": 1, "refuted": 2}  # the report's order: what is confirmed first, then by suspicion
+    findings = sorted((finding.record for finding in result.findings), key=lambda f: (shown[f["verdict"]], f["rank"]))
     groups = [np.array(sorted(ids[name] for name in finding["samples"])) for finding in findings]
     accused = [finding["verdict"] == "confirmed" for finding in findings]
     answer = Answer(groups, ranked=True, accused=accused)

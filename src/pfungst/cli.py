@@ -341,8 +341,8 @@ def _print_confirmation(result: Any) -> None:
     for one in result.evidence:
         old = before.get(one.test)
         table.add_row(
-            one.test, f"{old['effect']:+.1f}" if old else "-", f"{one.effect:+.1f}",
-            f"{one.interval[0]:+.1f}, {one.interval[1]:+.1f}", f"{one.p:.3f}",
+            one.test, f"{old['effect']:+.2f}" if old else "-", f"{one.effect:+.2f}",
+            f"{one.interval[0]:+.2f}, {one.interval[1]:+.2f}", f"{one.p:.3f}",
             f"{one.flips:.0%} ({one.control_flips:.0%})",
         )  # fmt: skip
     console.print(table)
