@@ -20,7 +20,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from pfungst.neighbours import join_neighbours
 from pfungst.vectors import unit_rows
 
-_KEPT = 1280  # samples up to which normal numbers are kept for the next class: 250 MB for 19 draws
+_KEPT = 1408  # samples up to which normal numbers are kept for the next class: 300 MB for 19 draws
 _DENSE = 600  # up to this many samples all eigenvalues at once are quicker, and exact
 
 

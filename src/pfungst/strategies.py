@@ -368,14 +368,17 @@ def _groups_by_property(run: Run, entry: dict[str, Any]) -> list[dict[str, Any]]
     return groups
 
 
-def _shared_groups(run: Run, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """What groups over all classes hold of this one (``overall.py``); nothing where they were not asked for."""
-    found = run.read_json(OVERALL)
-    return [part for part in found["parts"] if part["class_index"] == entry["class_index"]] if found else []
+def _shared_groups(run: Run) -> dict[int, list[dict[str, Any]]]:
+    """What groups over all classes hold of each class (``overall.py``); nothing where they were not asked for."""
+    parts: dict[int, list[dict[str, Any]]] = {}
+    for part in (run.read_json(OVERALL) or {"parts": []})["parts"]:
+        parts.setdefault(part["class_index"], []).append(part)
+    return parts
 
 
 def rank_candidates(run: Run, subject: Subject) -> tuple[list[Candidate], int]:
     """The groups to be tested, most suspicious first, and how many more were suspicious enough."""
+    shared = _shared_groups(run)  # read once, not once a class
     found = [
         (
             group["suspicion"],
@@ -386,7 +389,7 @@ def rank_candidates(run: Run, subject: Subject) -> tuple[list[Candidate], int]:
             group.get("alteration"),
         )
         for entry in read_strategies(run)
-        for group in [*entry["groups"], *_groups_by_property(run, entry), *_shared_groups(run, entry)]
+        for group in [*entry["groups"], *_groups_by_property(run, entry), *shared.get(entry["class_index"], [])]
         if group["suspicion"] >= subject.settings.suspicion
     ]
     found.sort(key=lambda one: (-one[0], one[1], one[2][0]))
