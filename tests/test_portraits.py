@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from PIL import Image
 import pfungst
 from pfungst.neighbours import find_duplicates
 from pfungst.portraits import describe_portrait
+from pfungst.strategies import rank_candidates
+from pfungst.verdicts import make_case
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +110,17 @@ def test_sentences_name_what_matters() -> None:
     ]
     quiet = {"distinct": 20, "accuracy": {"members": None, "others": None}, "traits": []}
     assert describe_portrait(quiet, 20) == []
+
+
+def test_copies_of_a_picture_count_once_in_experiments(small: Small, tmp_path: Path) -> None:
+    """Half of the members twice: the tests have no more pictures than without the copies."""
+    folder = small.copy(tmp_path / "photos")
+    for i in range(8):
+        shutil.copy(folder / "rose" / f"{i:02d}.png", folder / "rose" / f"{i:02d}_again.png")
+    audit = pfungst.audit(small.model, folder, out=tmp_path / "run", **small.settings)
+    best = max(audit.findings, key=lambda f: sum(int(s[5:7]) < 16 for s in f.samples) / len(f.samples))
+    assert best.size == 24
+    assert best.record["distinct"] == 16
+    assert ["rose/00.png", "rose/00_again.png"] in [sorted(group) for group in best.record["duplicates"]]
+    case = make_case(audit.run, audit.subject, rank_candidates(audit.run, audit.subject)[0][best.rank - 1])
+    assert len(case.members) == 16

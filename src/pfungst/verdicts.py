@@ -25,6 +25,7 @@ from pfungst.interventions import (
     observe,
 )
 from pfungst.maps import READ, Progress, Subject, make_laboratory
+from pfungst.neighbours import find_duplicates
 from pfungst.portraits import describe_portrait, draw_portrait, explain_place, read_columns
 from pfungst.probes import examine_alteration, restore_alteration
 from pfungst.regions import Laboratory, Region, control_masks, find_direction
@@ -32,6 +33,8 @@ from pfungst.settings import Settings
 from pfungst.store import Run
 from pfungst.strategies import Candidate, rank_candidates
 from pfungst.vectors import unit_rows
+
+_LEAST_DIFFERENT = 6  # pictures of a role below which near-duplicates are better than none
 
 
 def make_standard(settings: Settings) -> Standard:
@@ -47,8 +50,20 @@ def make_case(run: Run, subject: Subject, candidate: Candidate) -> Case:
     directions = tuple(find_direction(layer, run.read_view(f"what:{layer}", rows), inside) for layer in subject.layers)
     index = candidate.class_index
     labels, prediction = subject.data.labels, run.read_array("prediction")
-    foreign = (labels != index) & (prediction != index) & (run.read_array("status") == READ)
-    return Case(index, directions, candidate.shown_in, candidate.members, candidate.others, np.flatnonzero(foreign))
+    foreign = np.flatnonzero((labels != index) & (prediction != index) & (run.read_array("status") == READ))
+    roles = (_different(run, part) for part in (candidate.members, candidate.others, foreign))
+    return Case(index, directions, candidate.shown_in, *roles)
+
+
+def _different(run: Run, rows: np.ndarray) -> np.ndarray:
+    """The rows without near-duplicates, as far as enough are left: a test takes its pictures for independent ones.
+
+    Of many rows (``assignments.LARGE``) as many drawn by lot, which is more than any test takes.
+    """
+    rows = thin(rows)
+    copies = [group[1:] for group in find_duplicates(unit_rows(run.read_view("where", rows)))]
+    kept = np.delete(rows, np.concatenate(copies)) if copies else rows
+    return kept if len(kept) >= _LEAST_DIFFERENT else rows
 
 
 def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
