@@ -59,8 +59,11 @@ class LinearCall:
 
     @cached_property
     def nonnegative(self) -> bool:
-        """Every entry of x is >= 0: known, or seen by looking."""
-        return self.known_nonnegative or bool(self.x.amin() >= 0)
+        """Every entry of x is >= 0: known, or seen by looking.
+
+        A GPU would have to wait for the answer, and cannot within a graph that it records: there nobody looks.
+        """
+        return self.known_nonnegative or (self.x.is_cpu and bool(self.x.amin() >= 0))
 
     def relevance(self, c: Tensor, slot: str = "relevance") -> Tensor:
         """R = c y, in a slot of the scratch memory."""
