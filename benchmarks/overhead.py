@@ -72,7 +72,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model, _ = build("resnet50", 2, "cpu")
     model.preprocess = Preprocess(size=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # type: ignore[assignment]
-    model.fc = torch.nn.Linear(2048, 2)
+    model.fc = torch.nn.Linear(2048, 2).eval()
     model.classes = ["left", "right"]  # type: ignore[assignment]
     clock = Clock()
     Trace.relevance = clock.time(Trace.relevance)  # type: ignore[method-assign]

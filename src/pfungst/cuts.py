@@ -42,7 +42,7 @@ def fill_blur(inputs: Tensor, masks: Tensor) -> Tensor:
     return torch.where(masks[:, None], blurred, inputs)
 
 
-def fill_harmonic(inputs: Tensor, masks: Tensor, rounds: int = 60) -> Tensor:
+def fill_harmonic(inputs: Tensor, masks: Tensor) -> Tensor:
     """Inpainting: the masked pixels become the smoothest surface that meets the picture at the mask's rim.
 
     Laplace's equation with the rim for its boundary, by relaxation from coarse to fine; no seam is left to be seen.
@@ -59,7 +59,7 @@ def fill_harmonic(inputs: Tensor, masks: Tensor, rounds: int = 60) -> Tensor:
         if filled.shape != picture.shape:
             filled = functional.interpolate(filled, picture.shape[2:], mode="bilinear", align_corners=False)
         filled = torch.where(known > 0, picture, filled)
-        for _ in range(rounds):
+        for _ in range(60 if max(picture.shape[2:]) <= 64 else 20):  # what is left is smooth; seams go in a few rounds
             around = functional.pad(filled, (1, 1, 1, 1), mode="replicate")
             mean = (around[..., :-2, 1:-1] + around[..., 2:, 1:-1] + around[..., 1:-1, :-2] + around[..., 1:-1, 2:]) / 4
             filled = torch.where(known > 0, picture, mean)

@@ -76,7 +76,15 @@ def find_direction(layer: str, sums: np.ndarray, inside: np.ndarray) -> Directio
 
 
 def smooth_maps(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian smoothing of (m, H, W) maps, edges repeated."""
+    """Gaussian smoothing of (m, H, W) maps, edges repeated.
+
+    Where the width is many pixels of a large map, the map is made smaller first, so that cost does not grow with it.
+    """
+    factor = min(int(sigma / 4), min(maps.shape[1:]) // 16)
+    if factor > 1:
+        small = functional.avg_pool2d(maps[:, None], factor, ceil_mode=True, count_include_pad=False)[:, 0]
+        small = smooth_maps(small, sigma / factor)
+        return functional.interpolate(small[:, None], maps.shape[1:], mode="bilinear", align_corners=False)[:, 0]
     radius = max(1, round(2.5 * sigma))
     offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
