@@ -28,6 +28,9 @@ from pfungst.strategies import read_strategies
 
 _PROBED = 48  # pictures of each role
 _TRIED = 6  # tails of a class that are tried on the model
+# Least suspicion of a group.  Properties vary without a gap, and models do use the blue of a sky: what is not clearly
+# apart is a piece of one cloud, and there are many.
+_SEPARATE = 0.5
 _APART = 0.2  # least depth of the valley before a tail that is tried
 _MOST_UNDONE = 2000  # pictures of a class in which a change is undone; of more, as many are drawn
 
@@ -205,8 +208,7 @@ def _try_tails(
         if best is None or best[0] < least:
             continue
         members, suspicion = _lose_by_undoing(subject, lab, index, rows, tail, best[1], others)
-        # Properties vary without a gap: what is not apart is a piece of one cloud, and there are many.
-        if suspicion < subject.settings.separate or any(_repeats(members, one) for one in kept):
+        if suspicion < max(_SEPARATE, subject.settings.separate) or any(_repeats(members, one) for one in kept):
             continue
         kept.append(members)
         yield {
