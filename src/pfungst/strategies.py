@@ -188,17 +188,22 @@ def _read_classes(
         batches[-1].append(index)
         held += len(rows)
     for batch in batches:
-        wanted = np.concatenate([rows_of[index] for index in batch])
-        views = {name: np.empty((len(wanted), width), np.float32) for name, width in widths.items()}
-        for places, values in run.stream_arrays(names, wanted):
-            for name, view in views.items():
-                view[places] = values[name].reshape(len(places), -1)
-        start = 0
-        for index in batch:
-            end = start + len(rows_of[index])
-            yield index, {name: view[start:end] for name, view in views.items()}
-            start = end
-        del views  # before the next ones are made
+        yield from zip(batch, _read_batch(run, widths, [rows_of[index] for index in batch]), strict=True)
+
+
+def _read_batch(run: Run, widths: Mapping[str, int], rows: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """The views of some classes, read in one pass."""
+    wanted = np.concatenate(rows)
+    whole = {name: np.empty((len(wanted), width), np.float32) for name, width in widths.items()}
+    for places, values in run.stream_arrays(list(widths), wanted):
+        for name in widths:
+            whole[name][places] = values[name].reshape(len(places), -1)
+    start = 0
+    for part in rows:
+        end = start + len(part)
+        # Copies: who still holds the last class must not hold the whole batch while the next one is read.
+        yield {name: whole[name][start:end].copy() for name in widths}
+        start = end
 
 
 def _spread(tasks: Iterator[tuple[Any, ...]], processes: int) -> Iterator[tuple[int, dict[str, Any], Any]]:
@@ -311,12 +316,18 @@ def embed_shown(run: Run, subject: Subject, progress: Progress) -> None:
     chosen = list(sizes)
     if sum(min(size, LARGE) for size in sizes.values()) > _MAPPED:
         ranked = {candidate.class_index for candidate in rank_candidates(run, subject)[0]}
-        first = [entry["class_index"] for entry in rank_classes(read_strategies(run))]
+        first = [head["class_index"] for head in rank_classes(map(_head_of, read_strategies(run)))]
         chosen = sorted(ranked | {index for index in first[:SHOWN] if index in sizes})
     for done, index in enumerate(chosen):
         progress("maps", done, len(chosen))
         embed_class(run, subject, index)
     progress("maps", len(chosen), len(chosen))
+
+
+def _head_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """What ``rank_classes`` goes by, without the rows, of which there may be a million."""
+    groups = [{"suspicion": group["suspicion"]} for group in entry["groups"]]
+    return {"class_index": entry["class_index"], "separability": entry.get("separability", 0.0), "groups": groups}
 
 
 def embed_class(run: Run, subject: Subject, index: int) -> None:
@@ -379,23 +390,19 @@ def _shared_groups(run: Run) -> dict[int, list[dict[str, Any]]]:
 def rank_candidates(run: Run, subject: Subject) -> tuple[list[Candidate], int]:
     """The groups to be tested, most suspicious first, and how many more were suspicious enough."""
     shared = _shared_groups(run)  # read once, not once a class
-    found = [
-        (
-            group["suspicion"],
-            entry["class_index"],
-            group["rows"],
-            tuple(group["views"]),
-            entry["rows"],
-            group.get("alteration"),
-        )
-        for entry in read_strategies(run)
-        for group in [*entry["groups"], *_groups_by_property(run, entry), *shared.get(entry["class_index"], [])]
-        if group["suspicion"] >= subject.settings.suspicion
-    ]
-    found.sort(key=lambda one: (-one[0], one[1], one[2][0]))
+    found = []
+    for entry in read_strategies(run):
+        index, whole = entry["class_index"], np.array(entry["rows"], dtype=int)
+        for group in [*entry["groups"], *_groups_by_property(run, entry), *shared.get(index, [])]:
+            if group["suspicion"] >= subject.settings.suspicion:
+                members = np.array(group["rows"], dtype=int)
+                found.append(
+                    (group["suspicion"], index, members, whole, tuple(group["views"]), group.get("alteration"))
+                )
+    found.sort(key=lambda one: (-one[0], one[1], int(one[2][0])))
     most = subject.settings.max_findings
     candidates = [
-        Candidate(index, np.array(members), np.setdiff1d(rows, members), suspicion, views, alteration)
-        for suspicion, index, members, views, rows, alteration in found[:most]
+        Candidate(index, members, np.setdiff1d(whole, members), suspicion, views, alteration)
+        for suspicion, index, members, whole, views, alteration in found[:most]
     ]
     return candidates, max(0, len(found) - most)
