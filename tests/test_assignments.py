@@ -14,7 +14,7 @@ from pfungst.assignments import assign, draw_part, fit_assignment
 from pfungst.findings import Group, find_groups, fit_discriminants, jaccard
 from pfungst.settings import Settings
 from pfungst.store import BLOCK, Run
-from pfungst.strategies import Candidate, find_strategies, rank_candidates, read_strategies, set_aside
+from pfungst.strategies import Candidate, find_strategies, rank_candidates, rank_classes, read_strategies, set_aside
 from pfungst.vectors import unit_rows
 
 
@@ -194,12 +194,13 @@ def test_set_aside_is_found_once(small: np.ndarray, tmp_path: Path, monkeypatch:
 
 
 def test_only_what_is_shown_is_drawn(small: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a large run: the first classes, and those with groups that are tested."""
+    """In a large run: the classes that are ranked first, and those with groups that are tested."""
     monkeypatch.setattr(strategies, "_MAPPED", 100)
-    monkeypatch.setattr(strategies, "SHOWN", 1)
+    monkeypatch.setattr(strategies, "SHOWN", 2)
     target = np.where(TARGETS == 0, 3, np.where(TARGETS == 3, 0, TARGETS))
     run = _write(tmp_path / "run", small, target)
     find_strategies(run, _subject(len(target), suspicion=0.5), _tell)
-    assert {f.stem for f in (run.path / "embeddings").glob("*")} == {"0000", "0003"}
     mapped = {entry["class_index"] for entry in read_strategies(run) if "x" in entry}
-    assert mapped == {0, 3}
+    assert mapped == {entry["class_index"] for entry in rank_classes(read_strategies(run))[:2]}
+    assert 3 in mapped
+    assert {int(f.stem) for f in (run.path / "embeddings").glob("*")} == mapped

@@ -311,7 +311,7 @@ def _complete(
 
 
 def embed_shown(run: Run, subject: Subject, progress: Progress) -> None:
-    """Maps of the classes that a report shows: with a group to be tested, and the first ones; of all in small runs."""
+    """Maps of the classes that a report shows: with a group to be tested, and ranked first; of all in small runs."""
     sizes = {entry["class_index"]: len(entry["rows"]) for entry in read_strategies(run) if "cluster" in entry}
     chosen = list(sizes)
     if sum(min(size, LARGE) for size in sizes.values()) > _MAPPED:
