@@ -61,6 +61,8 @@ def _different(run: Run, rows: np.ndarray) -> np.ndarray:
     Of many rows (``assignments.LARGE``) as many drawn by lot, which is more than any test takes.
     """
     rows = thin(rows)
+    if len(rows) < _LEAST_DIFFERENT:
+        return rows
     copies = [group[1:] for group in find_duplicates(unit_rows(run.read_view("where", rows)))]
     kept = np.delete(rows, np.concatenate(copies)) if copies else rows
     return kept if len(kept) >= _LEAST_DIFFERENT else rows
