@@ -28,8 +28,8 @@ SEEN = {
     "blue of white": ("less blue in the light parts", "bluer in the light parts"),
     "sharpness": ("more blurred", "sharper"),
     "noise": ("smoother", "noisier"),
-    "blockiness": ("less blocky", "with more of a JPEG's block grid"),
-    "plain border": ("with more going on at the border", "with a plainer border"),
+    "blockiness": ("less blocky", "blockier"),
+    "plain border": ("busier at the border", "plainer at the border"),
 }
 FILED = {
     "width": ("narrower", "wider"),
@@ -37,7 +37,7 @@ FILED = {
     "aspect": ("more upright", "more oblong"),
     "bytes a pixel": ("more compressed", "less compressed"),
     "quantisation": ("of higher JPEG quality", "of lower JPEG quality"),
-    "exif": ("without EXIF data", "with EXIF data"),
+    "exif": ("barer of EXIF data", "richer in EXIF data"),
 }
 NAMES = (*SEEN, *FILED)
 _LEAST_AUC = 0.75  # how well a property must tell the group from the rest to be named
