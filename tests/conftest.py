@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import shutil
@@ -18,22 +17,15 @@ import zarr
 from PIL import Image
 
 torch.set_num_threads(1)
-_LIBRARIES: list[torch.library.Library] = []
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 
 def import_torchvision() -> Any:
-    """torchvision, or a skip.  A build for another torch, whose operators cannot be loaded, lacks two that its import
-    asks for: they are declared here, never called by what we test."""
-    spec = importlib.util.find_spec("torchvision")
-    if spec is not None and not hasattr(torch.ops.torchvision, "nms"):
-        for compiled in Path(str(spec.origin)).parent.glob("_C*"):
-            with contextlib.suppress(OSError):
-                torch.ops.load_library(str(compiled))
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARIES.append(library)  # The operators live as long as the object.
+    """torchvision, whatever torch it was built for (``benchmarks/engine.py``), or a skip."""
+    if importlib.util.find_spec("torchvision") is not None:
+        from engine import import_torchvision as load
+
+        load()
     return pytest.importorskip("torchvision")
 
 

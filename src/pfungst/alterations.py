@@ -30,7 +30,7 @@ def _clip(pixels: Tensor) -> Tensor:
 
 
 def blur(pixels: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of pictures (m, C, H, W), edges repeated; sigma in pixels."""
+    """Gaussian blur of pictures (m, C, H, W), edges mirrored; sigma in pixels."""
     radius = max(1, math.ceil(3 * sigma))
     offsets = torch.arange(-radius, radius + 1, dtype=pixels.dtype, device=pixels.device)
     kernel = torch.exp(-0.5 * (offsets / max(sigma, 1e-3)) ** 2)

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from pfungst.counterevidence import (
-    describe_verdict,
     fit_directions,
     place_elsewhere,
     second_laboratory,
     try_preset,
 )
 from pfungst.errors import RunError, SettingError
-from pfungst.interventions import Case, Verdict, correct, set_scene, try_scene
+from pfungst.interventions import Case, Verdict, correct, describe_verdict, set_scene, try_scene
 from pfungst.maps import Subject, make_laboratory
 from pfungst.models import LoadedModel
 from pfungst.probes import examine_alteration, restore_alteration

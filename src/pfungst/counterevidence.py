@@ -8,7 +8,7 @@ these pictures are like that": pictures of the class from elsewhere are placed a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pfungst.domains.labels import shorten
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.errors import DataError, ModelError
 from pfungst.findings import fit_discriminant
-from pfungst.interventions import Case, Scene, Standard, Verdict, correct, set_scene, try_scene
+from pfungst.interventions import Case, Scene, Standard, correct, describe_verdict, set_scene, try_scene
 from pfungst.lrp import LRP
 from pfungst.maps import READ, Subject, explain_batch, input_bounds
 from pfungst.models import LoadedModel
@@ -34,19 +34,6 @@ from pfungst.strategies import Candidate
 from pfungst.vectors import pool_channels, unit_rows
 
 _AT_ONCE = 4096  # samples whose maps are read at once
-
-
-def describe_verdict(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as JSON has it; the region without its mask."""
-    region = verdict.region
-    return {
-        "verdict": verdict.verdict,
-        "p": verdict.p,
-        "reason": verdict.reason,
-        "distance": verdict.distance,
-        "region": {"kind": region.kind, "source": region.source, "area": region.area},
-        "evidence": [{**asdict(one), "interval": list(one.interval)} for one in verdict.evidence],
-    }
 
 
 # ---- another preset --------------------------------------------------------------------------------------------------

@@ -302,7 +302,7 @@ def rank_groups(groups: list[Group], views: Sequence[View], min_size: int = 8) -
         left.sort(key=lambda g: (-round(g.suspicion, 3), len(g.members), g.members.tolist()))
         first = left.pop(0)
         kept.append(first)
-        left = [group for group in left if not _same(group.members, first.members)]
+        left = [group for group in left if not repeats(group.members, first.members)]
         if not is_clear(first):
             continue
         taken = np.union1d(taken, first.members)
@@ -315,7 +315,7 @@ def rank_groups(groups: list[Group], views: Sequence[View], min_size: int = 8) -
     return kept
 
 
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
+def repeats(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two groups are much the same, or one is mostly a part of the other."""
     both = len(np.intersect1d(a, b, assume_unique=True))
     return jaccard(a, b) >= SAME or both >= 0.8 * min(len(a), len(b))

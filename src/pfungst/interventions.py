@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +89,19 @@ class Verdict:
     region: Region
     evidence: tuple[Evidence, ...]
     reason: str
+
+
+def describe_verdict(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as JSON has it; the region without its mask."""
+    region = verdict.region
+    return {
+        "verdict": verdict.verdict,
+        "p": verdict.p,
+        "reason": verdict.reason,
+        "distance": verdict.distance,
+        "region": {"kind": region.kind, "source": region.source, "area": region.area},
+        "evidence": [{**asdict(one), "interval": list(one.interval)} for one in verdict.evidence],
+    }
 
 
 def compare(
@@ -206,7 +220,7 @@ def set_scene(lab: Laboratory, case: Case, *, most: int = 48, min_share: float =
     region = _choose_region(lab, case.target, members.take(design), others, outsiders, rng)
     group = members.take(test)
     least = min_share * max(distance, 0.0)
-    wanted = min(_count_for_power(lab, case.target, members.take(design), others, region, least), 4 * most)
+    wanted = min(_count_for_power(lab, case.target, members.take(design), region, least), 4 * most)
     more = [rows[most : most + max(0, wanted - len(group.inputs))] for rows in (picked[0], picked[2])]
     if len(more[0]):
         group = group.join(observe_like(lab, case, more[0], others))
@@ -257,14 +271,12 @@ def observe_like(lab: Laboratory, case: Case, rows: np.ndarray, others: Samples 
     return Samples(inputs, pixels, cues)
 
 
-def _count_for_power(
-    lab: Laboratory, target: int, design: Samples, others: Samples, region: Region, least: float
-) -> int:
+def _count_for_power(lab: Laboratory, target: int, design: Samples, region: Region, least: float) -> int:
     """Pictures with which a cut would be seen to lower the score by ``least``, from its spread in the design."""
     masks = region.masks(design.cues)
     before = lab.ask(design.inputs)
     (treated, _), (control, _) = (
-        _changes(lab, fill_colour(design.inputs, m), before, target)
+        measure_changes(before, lab.ask(fill_colour(design.inputs, m)), target)
         for m in (masks, control_masks(masks, design.pixels))
     )
     return pictures_for_power(float((treated - control)[:, 0].std(ddof=1)), least)
@@ -319,9 +331,8 @@ def _choose_region(
     return regions[fixed if gains[fixed] >= 0.9 * gains[ranked[0]] else ranked[0]]
 
 
-def _changes(lab: Laboratory, changed: Tensor, before: Tensor, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Changes (m, 2) of logit and probability, and the decisions after (m,)."""
-    after = lab.ask(changed)
+def measure_changes(before: Tensor, after: Tensor, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Changes (m, 2) of logit and probability between two outputs (m, classes), and the decisions after (m,)."""
     logit = after[:, target] - before[:, target]
     probability = after.softmax(1)[:, target] - before.softmax(1)[:, target]
     return torch.stack([logit, probability], 1).cpu().numpy(), after.argmax(1).cpu().numpy()
@@ -339,7 +350,9 @@ def _test_masks(
     before = lab.ask(inputs)
     was = before.argmax(1).cpu().numpy() == target
     for name, change in tests.items():
-        (treated, after), (control, after_control) = (_changes(lab, change(m), before, target) for m in masks)
+        (treated, after), (control, after_control) = (
+            measure_changes(before, lab.ask(change(m)), target) for m in masks
+        )
         flips = was & (after != target), was & (after_control != target)
         yield compare(name, treated, control, flips, seed)
 
@@ -387,14 +400,16 @@ def _test_pastes(lab: Laboratory, target: int, scene: Scene, seed: int) -> Itera
     before = lab.ask(receivers)
     donors = np.resize(np.arange(len(group.inputs)), len(receivers))
     masks = region.masks(group.cues)[donors]
-    treated, after = _changes(lab, paste(group.inputs[donors], receivers, masks), before, target)
+    treated, after = measure_changes(before, lab.ask(paste(group.inputs[donors], receivers, masks)), target)
     strongest = mask_core(smooth_maps(others.pixels, max(others.pixels.shape[1:]) / 40), region.area)
     was = before.argmax(1).cpu().numpy() == target
     controls = {"paste:same place": masks, "paste:ordinary evidence": strongest[rivals]}
     if region.kind == "moving":
         controls["paste:same rule"] = region.masks(others.cues)[rivals]
     for name, chosen in controls.items():
-        control, after_control = _changes(lab, paste(others.inputs[rivals], receivers, chosen), before, target)
+        control, after_control = measure_changes(
+            before, lab.ask(paste(others.inputs[rivals], receivers, chosen)), target
+        )
         flips = ~was & (after == target), ~was & (after_control == target)
         yield compare(name, treated, control, flips, seed)
 

@@ -7,13 +7,12 @@ it holds of a class is tested like any other group of that class, if it is no wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from pfungst.assignments import draw_part
-from pfungst.findings import Group, find_groups, jaccard, prepare_view, score_groups
+from pfungst.findings import SAME, Group, View, find_groups, jaccard, prepare_view, score_groups
 from pfungst.maps import Progress, Subject
 from pfungst.store import Run
 from pfungst.strategies import OVERALL, read_strategies, set_aside, view_names
@@ -54,7 +53,7 @@ def find_shared(run: Run, subject: Subject, progress: Progress) -> None:
                 "clusters": spectrum.clusters,
                 "p": None if np.isnan(spectrum.p) else spectrum.p,
                 "groups": records,
-                "parts": [part for record in records for part in _parts(run, subject, np.array(record["rows"]))],
+                "parts": _parts(run, subject, [np.array(record["rows"]) for record in records]),
             },
         )
     progress("all classes", 1, 1)
@@ -66,25 +65,30 @@ def _count(subject: Subject, target: np.ndarray) -> dict[str, int]:
     return {subject.classes[int(indices[i])]: int(counts[i]) for i in np.argsort(-counts, kind="stable")}
 
 
-def _parts(run: Run, subject: Subject, members: np.ndarray) -> Iterator[dict[str, Any]]:
-    """What a group holds of each class, scored within the class; not whole classes, nor what was found there."""
-    for entry in read_strategies(run):
+def _parts(run: Run, subject: Subject, groups: list[np.ndarray]) -> list[dict[str, Any]]:
+    """What each group holds of each class, scored within the class; not whole classes, nor what was found there."""
+    found: list[tuple[int, dict[str, Any]]] = []
+    for entry in read_strategies(run):  # read once for all groups
         rows = np.array(entry["rows"], dtype=int)
         rows = rows[draw_part(len(rows), subject.settings.seed)]
-        inside = np.flatnonzero(np.isin(rows, members))
-        if not subject.settings.min_size <= len(inside) <= 0.6 * len(rows):
-            continue
         known = [np.array(group["rows"]) for group in entry["groups"]]
-        if any(jaccard(rows[inside], other) >= 0.6 for other in known):
-            continue
-        views = [
-            prepare_view(name, unit_rows(run.read_view(name, rows)), subject.settings.seed)
-            for name in view_names(subject)
-        ]
-        (group,) = score_groups([Group(inside, ())], views)
-        yield {
-            "class_index": entry["class_index"],
-            "rows": rows[inside].tolist(),
-            "views": [*group.views, "all classes together"],
-            "suspicion": round(group.suspicion, 4),
-        }
+        views: list[View] = []
+        for number, members in enumerate(groups):
+            inside = np.flatnonzero(np.isin(rows, members))
+            if not subject.settings.min_size <= len(inside) <= 0.6 * len(rows):
+                continue
+            if any(jaccard(rows[inside], other) >= SAME for other in known):
+                continue
+            views = views or [
+                prepare_view(name, unit_rows(run.read_view(name, rows)), subject.settings.seed)
+                for name in view_names(subject)
+            ]
+            (group,) = score_groups([Group(inside, ())], views)
+            part = {
+                "class_index": entry["class_index"],
+                "rows": rows[inside].tolist(),
+                "views": [*group.views, "all classes together"],
+                "suspicion": round(group.suspicion, 4),
+            }
+            found.append((number, part))
+    return [part for _, part in sorted(found, key=lambda one: one[0])]

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pfungst.alterations import CHANGES, COLOURS, Alteration, find_alteration
 from pfungst.domains.preprocessing import Preprocess
-from pfungst.findings import jaccard, valley_depth
-from pfungst.interventions import Case, Evidence, Verdict, compare
+from pfungst.findings import SAME, jaccard, repeats, valley_depth
+from pfungst.interventions import Case, Evidence, Verdict, compare, measure_changes
 from pfungst.maps import READ, Progress, Subject, make_laboratory
 from pfungst.properties import SEEN
 from pfungst.regions import Laboratory, Region
@@ -110,7 +110,7 @@ def find_tails(inside: np.ndarray, outside: np.ndarray, min_size: int) -> list[T
     found.sort(key=lambda tail: (-round(tail.apart, 2), -tail.excess))
     kept: list[Tail] = []
     for tail in found:
-        if all(jaccard(tail.members, one.members) < 0.6 for one in kept):
+        if all(jaccard(tail.members, one.members) < SAME for one in kept):
             kept.append(tail)
     return kept
 
@@ -208,7 +208,7 @@ def _try_tails(
         if best is None or best[0] < least:
             continue
         members, suspicion = _lose_by_undoing(subject, lab, index, rows, tail, best[1], others)
-        if suspicion < max(_SEPARATE, subject.settings.separate) or any(_repeats(members, one) for one in kept):
+        if suspicion < max(_SEPARATE, subject.settings.separate) or any(repeats(members, one) for one in kept):
             continue
         kept.append(members)
         yield {
@@ -217,12 +217,6 @@ def _try_tails(
             "suspicion": round(suspicion, 4),
             "alteration": asdict(best[1]),
         }
-
-
-def _repeats(members: np.ndarray, known: np.ndarray) -> bool:
-    """The two groups are much the same, or one is mostly a part of the other."""
-    both = len(np.intersect1d(members, known))
-    return jaccard(members, known) >= 0.6 or both >= 0.8 * min(len(members), len(known))
 
 
 def _some(pictures: Tensor, count: int) -> Tensor:
@@ -306,11 +300,11 @@ def examine_alteration(
 
     undo   (necessity) members are made like the rest of their class.  Control: they are changed as much the other way;
            where detail is exchanged for that of ordinary members, it is exchanged among members.
-    A control that moves the score against the effect counts as none.
     apply  (sufficiency) pictures of other classes are made like members.  Control: they are changed as much the other
            way.
 
-    The change is found on a third of the members and tested on the others.
+    A control that moves the score against the effect counts as none.  The change is found on a third of the members
+    and tested on the others.
     """
     rng = np.random.default_rng([seed, case.target, len(case.members)])
     members, others, outsiders = (rng.permutation(rows)[:most] for rows in (case.members, case.others, case.outsiders))
@@ -329,13 +323,6 @@ def examine_alteration(
     return Verdict("open", 1.0, distance, region, tuple(evidence), "")
 
 
-def _change(before: Tensor, after: Tensor, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Changes (m, 2) of logit and probability, and the decisions after."""
-    logit = (after - before)[:, target]
-    probability = (after.softmax(1) - before.softmax(1))[:, target]
-    return torch.stack([logit, probability], 1).cpu().numpy(), after.argmax(1).cpu().numpy()
-
-
 def _test_undoing(
     lab: Laboratory,
     preprocess: Preprocess,
@@ -349,7 +336,7 @@ def _test_undoing(
     ordinary = _some(rest, len(pixels))
     results = []
     for changed in (alteration.undo(pixels, ordinary), alteration.undo_opposite(pixels, ordinary)):
-        change, decided = _change(before, lab.ask(preprocess.from_pixels(changed)), target)
+        change, decided = measure_changes(before, lab.ask(preprocess.from_pixels(changed)), target)
         results.append((change, (before.argmax(1).cpu().numpy() == target) & (decided != target)))
     (treated, flips), (control, control_flips) = results
     # More of the cue raises the score, as it should; that is no merit of the way back.
@@ -367,7 +354,7 @@ def _test_applying(
     pixels, before = strangers
     results = []
     for after in _ask_both(lab, preprocess, alteration, pixels):
-        change, decided = _change(before, after, target)
+        change, decided = measure_changes(before, after, target)
         results.append((change, (before.argmax(1).cpu().numpy() != target) & (decided == target)))
     (treated, flips), (control, control_flips) = results
     return compare("apply", treated, np.maximum(control, 0), (flips, control_flips), seed)

@@ -151,11 +151,11 @@ def measure_separability(rows: np.ndarray, labels: np.ndarray) -> float:
     return float(max(values[-1], 0.0))
 
 
-def _structureless(vectors: np.ndarray, draws: int, seed: int) -> list[np.ndarray]:
+def _structureless(vectors: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
     """Samples of one Gaussian cloud with the mean and covariance of ``vectors``, scaled like them to unit norm."""
     n, mean = len(vectors), vectors.mean(0)
     centred = (vectors - mean) / np.sqrt(n)
-    return [unit_rows(mean + normals @ centred) for normals in _square_normals(n, draws, seed)]
+    return (unit_rows(mean + normals @ centred) for normals in _square_normals(n, draws, seed))
 
 
 def _square_normals(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:

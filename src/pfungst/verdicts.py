@@ -21,6 +21,7 @@ from pfungst.interventions import (
     Standard,
     Verdict,
     correct,
+    describe_verdict,
     examine,
     observe,
 )
@@ -80,11 +81,12 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
         kept = run.read_json(f"findings/{name}/verdict.json")
         if kept is None:
             case = make_case(run, subject, candidate)
-            verdict = examine_candidate(subject, lab, case, candidate)
+            verdict = _examine(subject, lab, case, candidate)
             pictures = _draw(run, subject, lab, case, verdict, name, candidate)
             why = heatmaps.color(explain_place(run, candidate))
             run.write_bytes(f"findings/{name}/why.png", encode_png(heatmaps.enlarge(why, size=224)))
-            kept = {"verdict": _verdict_record(verdict), **pictures}
+            told = describe_verdict(verdict)  # but for what depends on the other findings
+            kept = {"verdict": {key: told[key] for key in ("distance", "region", "evidence")}, **pictures}
             run.write_table(f"findings/{name}/interventions.parquet", _columns(verdict.evidence))
             run.write_json(f"findings/{name}/verdict.json", kept)
         verdicts.append(read_verdict(kept["verdict"]))
@@ -99,14 +101,13 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
     run.write_json("findings.json", {"version": 1, "untested": untested, "findings": findings})
 
 
-def examine_candidate(subject: Subject, lab: Laboratory, case: Case, candidate: Candidate, seed: int = -1) -> Verdict:
+def _examine(subject: Subject, lab: Laboratory, case: Case, candidate: Candidate) -> Verdict:
     """The experiments that fit the candidate: on a region, or on a property of whole pictures."""
     settings = subject.settings
-    chosen = settings.seed if seed < 0 else seed
     if candidate.alteration is None:
-        return examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=chosen)
+        return examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed)
     alteration = restore_alteration(candidate.alteration)
-    return examine_alteration(lab, subject.preprocess, case, alteration, most=settings.samples, seed=chosen)
+    return examine_alteration(lab, subject.preprocess, case, alteration, most=settings.samples, seed=settings.seed)
 
 
 def _columns(evidence: tuple[Evidence, ...]) -> dict[str, list[Any]]:
@@ -115,15 +116,6 @@ def _columns(evidence: tuple[Evidence, ...]) -> dict[str, list[Any]]:
     for i, end in enumerate(("interval_low", "interval_high")):
         columns[end] = [one.interval[i] for one in evidence]
     return columns
-
-
-def _verdict_record(verdict: Verdict) -> dict[str, Any]:
-    region = verdict.region
-    return {
-        "distance": verdict.distance,
-        "region": {"kind": region.kind, "source": region.source, "area": region.area},
-        "evidence": [asdict(one) for one in verdict.evidence],
-    }
 
 
 def read_verdict(record: dict[str, Any]) -> Verdict:
@@ -166,7 +158,7 @@ def _finding(
         "p": verdict.p,
         "reason": verdict.reason,
         "distance": verdict.distance,
-        "evidence": [{**asdict(one), "interval": list(one.interval)} for one in verdict.evidence],
+        "evidence": describe_verdict(verdict)["evidence"],
         "exemplars": kept["exemplars"],
         "why": f"findings/{name}/why.png",
         **portrait,
