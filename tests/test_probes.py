@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -16,8 +17,12 @@ import pfungst
 from pfungst.cli import _findings_table
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.findings import jaccard
+from pfungst.interventions import Standard, correct
+from pfungst.maps import make_laboratory
 from pfungst.probes import find_tails, find_valley, measure_excess
 from pfungst.properties import SEEN
+from pfungst.strategies import Candidate
+from pfungst.verdicts import _examine, as_tested, make_case
 
 
 def test_excess_is_a_binomial_likelihood_ratio() -> None:
@@ -130,3 +135,31 @@ def test_a_tint_is_found_and_confirmed(photos: Path, tmp_path: Path) -> None:
 def test_a_tint_that_the_model_does_not_use_is_not_confirmed(photos: Path, tmp_path: Path) -> None:
     audit = pfungst.audit(Shade(0.0).eval(), photos, out=tmp_path / "run", null_draws=0)
     assert not [f for f in audit.findings if f.verdict == "confirmed" and f.record["where"]["kind"] == "whole"]
+
+
+def test_a_group_whose_region_explains_nothing_is_tried_by_property(photos: Path, tmp_path: Path) -> None:
+    """A tinted group found by its relevance: the region is refuted first, then the tint is confirmed, at twice p."""
+    audit = pfungst.audit(Shade(1.0).eval(), photos, out=tmp_path / "run", null_draws=0)
+    run, subject = audit.run, audit.subject
+    rows = np.arange(len(subject.data.ids))
+    tinted = np.array([int(Path(name).stem) < 12 and name.startswith("dusk") for name in subject.data.ids])
+    dusk = subject.data.labels == 1
+    group = Candidate(1, rows[tinted], rows[dusk & ~tinted], 0.9, ("where",))
+    lab = make_laboratory(subject)
+    case = make_case(run, subject, group)
+    verdict, alteration, before = _examine(run, subject, lab, case, group)
+    assert alteration is not None
+    assert alteration["property"] == "colour"
+    assert before is not None
+    assert {one.test for one in verdict.evidence} == {"undo", "apply"}
+    once, twice = (correct([verdict], [0.9], Standard(), tries)[0].p for tries in (None, [2]))
+    assert twice == pytest.approx(2 * once, rel=1e-12)
+    tested = as_tested(group, {"alteration": alteration})
+    assert tested.views == ("where", "property:colour")
+    assert as_tested(group, {"alteration": None}) == group
+    # Hardly apart from its class, or by a model that does not use the tint: the region's verdict stands.
+    assert _examine(run, subject, lab, case, replace(group, suspicion=0.4))[1:] == (None, None)
+    blind = pfungst.audit(Shade(0.0).eval(), photos, out=tmp_path / "blind", null_draws=0)
+    again = blind.run, blind.subject
+    verdict, *rest = _examine(*again, make_laboratory(blind.subject), make_case(*again, group), group)
+    assert rest == [None, None]

@@ -26,7 +26,7 @@ from pfungst.probes import examine_alteration, restore_alteration
 from pfungst.regions import Laboratory
 from pfungst.store import Run
 from pfungst.strategies import Candidate, rank_candidates
-from pfungst.verdicts import make_case, make_standard
+from pfungst.verdicts import as_tested, make_case, make_standard
 
 _CLEAR = 0.5  # depth of the valley from which a picture's side of it is clear
 _TOLERANCE = 0.01  # of a score, relative: devices differ by less, other pictures by more
@@ -141,7 +141,7 @@ def find_candidate(run: Run, subject: Subject, finding: Mapping[str, Any]) -> Ca
     if rank <= len(candidates):
         candidate = candidates[rank - 1]
         if [subject.data.ids[row] for row in candidate.members] == finding["samples"]:
-            return candidate
+            return as_tested(candidate, run.read_json(f"findings/{finding['id']}/verdict.json"))
     raise RunError(f"{run.path} no longer holds the group of {finding['id']}", "give --out another folder to an audit")
 
 

@@ -477,12 +477,16 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
     return replace(verdict, verdict="open", p=p, reason=reason)
 
 
-def correct(verdicts: Sequence[Verdict], suspicions: Sequence[float], standard: Standard) -> list[Verdict]:
+def correct(
+    verdicts: Sequence[Verdict], suspicions: Sequence[float], standard: Standard, tries: Sequence[int] | None = None
+) -> list[Verdict]:
     """The verdicts with Holm's correction over all: the chance of one false confirmation in a run is at most alpha.
 
-    ``suspicions``: of the findings, aligned with their verdicts.
+    suspicions  of the findings, aligned with their verdicts
+    tries       how many causes were tried of each; its p is multiplied by that (Bonferroni).  1 by default
     """
     raw = [max((evidence.p for evidence in required(verdict)), default=1.0) for verdict in verdicts]
+    raw = [min(1.0, p * count) for p, count in zip(raw, tries or [1] * len(raw), strict=True)]
     corrected = [1.0] * len(raw)
     running = 0.0
     for rank, i in enumerate(sorted(range(len(raw)), key=lambda i: raw[i])):

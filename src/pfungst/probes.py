@@ -30,7 +30,7 @@ _PROBED = 48  # pictures of each role
 _TRIED = 6  # tails of a class that are tried on the model
 # Least suspicion of a group.  Properties vary without a gap, and models do use the blue of a sky: what is not clearly
 # apart is a piece of one cloud, and there are many.
-_SEPARATE = 0.5
+SEPARATE = 0.5
 _APART = 0.2  # least depth of the valley before a tail that is tried
 _MOST_UNDONE = 2000  # pictures of a class in which a change is undone; of more, as many are drawn
 
@@ -187,36 +187,56 @@ def _try_tails(
     lab = make_laboratory(subject)
     kept: list[np.ndarray] = []
     for tail in tails:
-        rng = np.random.default_rng([subject.settings.seed, index, len(tail.members)])
         inside, outside = rows[tail.members], np.delete(rows, tail.members)
-        drawn = [subject.load(rng.permutation(part)[:_PROBED]) for part in (inside, outside, foreign)]
-        group, others, strangers = (subject.preprocess.to_pixels(inputs) for inputs in drawn)
-        before = lab.ask(subject.preprocess.from_pixels(strangers))
-        distance = float(lab.ask(drawn[0])[:, index].mean() - before[:, index].mean())
-        least = subject.settings.min_share * max(distance, 0)
-        best: tuple[float, Alteration] | None = None
-        for name in _suspects(properties[inside], properties[outside]):
-            alteration = find_alteration(name, group, others)
-            if alteration is None:
-                continue
-            treated, control = _ask_both(lab, subject.preprocess, alteration, strangers)
-            gain = float((treated - control)[:, index].mean())
-            if best is None or gain > best[0]:
-                best = gain, alteration
-            if gain >= least:
-                break
-        if best is None or best[0] < least:
+        found = seek_alteration(subject, lab, index, (inside, outside, foreign), properties)
+        if found is None:
             continue
-        members, suspicion = _lose_by_undoing(subject, lab, index, rows, tail, best[1], others)
-        if suspicion < max(_SEPARATE, subject.settings.separate) or any(repeats(members, one) for one in kept):
+        alteration, others = found
+        members, suspicion = _lose_by_undoing(subject, lab, index, rows, tail, alteration, others)
+        if suspicion < max(SEPARATE, subject.settings.separate) or any(repeats(members, one) for one in kept):
             continue
         kept.append(members)
         yield {
             "rows": members.tolist(),
-            "views": [f"property:{best[1].property}"],
+            "views": [f"property:{alteration.property}"],
             "suspicion": round(suspicion, 4),
-            "alteration": asdict(best[1]),
+            "alteration": asdict(alteration),
         }
+
+
+def seek_alteration(
+    subject: Subject,
+    lab: Laboratory,
+    index: int,
+    roles: tuple[np.ndarray, np.ndarray, np.ndarray],
+    properties: np.ndarray,
+) -> tuple[Alteration, Tensor] | None:
+    """The change that makes pictures of other classes like these members, if the model takes them for the class by it.
+
+    roles       rows of the members, of the rest of their class (``index``) and of other classes
+    properties  (n, p) of all samples
+
+    Returns the alteration and the pictures of the rest it was found on, pixels (m, C, H, W) in 0..1; None where no
+    change of what sets the members apart brings as much as counts, beyond the same change the other way.
+    """
+    rng = np.random.default_rng([subject.settings.seed, index, len(roles[0])])
+    drawn = [subject.load(rng.permutation(part)[:_PROBED]) for part in roles]
+    group, others, strangers = (subject.preprocess.to_pixels(inputs) for inputs in drawn)
+    before = lab.ask(subject.preprocess.from_pixels(strangers))
+    distance = float(lab.ask(drawn[0])[:, index].mean() - before[:, index].mean())
+    least = subject.settings.min_share * max(distance, 0)
+    best: tuple[float, Alteration] | None = None
+    for name in _suspects(properties[roles[0]], properties[roles[1]]):
+        alteration = find_alteration(name, group, others)
+        if alteration is None:
+            continue
+        treated, control = _ask_both(lab, subject.preprocess, alteration, strangers)
+        gain = float((treated - control)[:, index].mean())
+        if best is None or gain > best[0]:
+            best = gain, alteration
+        if gain >= least:
+            break
+    return None if best is None or best[0] < least else (best[1], others)
 
 
 def _some(pictures: Tensor, count: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from pfungst import heatmaps
 from pfungst.alterations import Alteration
 from pfungst.assignments import thin
 from pfungst.cuts import fill_colour, paste
+from pfungst.findings import repeats
 from pfungst.heatmaps import encode_png
 from pfungst.interventions import (
     Case,
@@ -28,7 +29,7 @@ from pfungst.interventions import (
 from pfungst.maps import READ, Progress, Subject, make_laboratory
 from pfungst.neighbours import find_duplicates
 from pfungst.portraits import describe_portrait, draw_portrait, explain_place, read_columns
-from pfungst.probes import examine_alteration, restore_alteration
+from pfungst.probes import SEPARATE, examine_alteration, restore_alteration, seek_alteration
 from pfungst.regions import Laboratory, Region, control_masks, find_direction
 from pfungst.settings import Settings
 from pfungst.store import Run
@@ -81,18 +82,23 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
         kept = run.read_json(f"findings/{name}/verdict.json")
         if kept is None:
             case = make_case(run, subject, candidate)
-            verdict = _examine(subject, lab, case, candidate)
-            pictures = _draw(run, subject, lab, case, verdict, name, candidate)
+            once = any(_same_by_property(candidate, one) for one in candidates)
+            verdict, alteration, before = _examine(run, subject, lab, case, candidate, once)
+            tested = replace(candidate, alteration=alteration)
+            pictures = _draw(run, subject, lab, case, verdict, name, tested)
             why = heatmaps.color(explain_place(run, candidate))
             run.write_bytes(f"findings/{name}/why.png", encode_png(heatmaps.enlarge(why, size=224)))
             told = describe_verdict(verdict)  # but for what depends on the other findings
             kept = {"verdict": {key: told[key] for key in ("distance", "region", "evidence")}, **pictures}
+            kept |= {"alteration": alteration, "before": before}
             run.write_table(f"findings/{name}/interventions.parquet", _columns(verdict.evidence))
             run.write_json(f"findings/{name}/verdict.json", kept)
         verdicts.append(read_verdict(kept["verdict"]))
-        entries.append((name, candidate, kept))
+        entries.append((name, as_tested(candidate, kept), kept))
     progress("interventions", len(candidates), len(candidates))
-    final = correct(verdicts, [candidate.suspicion for candidate in candidates], make_standard(settings))
+    suspicions = [candidate.suspicion for candidate in candidates]
+    tries = [1 if kept.get("before") is None else 2 for _, _, kept in entries]
+    final = correct(verdicts, suspicions, make_standard(settings), tries)
     columns = read_columns(run, subject)
     findings = [
         _finding(run, subject, name, rank, candidate, kept, verdict, draw_portrait(run, subject, candidate, columns))
@@ -101,13 +107,48 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
     run.write_json("findings.json", {"version": 1, "untested": untested, "findings": findings})
 
 
-def _examine(subject: Subject, lab: Laboratory, case: Case, candidate: Candidate) -> Verdict:
-    """The experiments that fit the candidate: on a region, or on a property of whole pictures."""
-    settings = subject.settings
-    if candidate.alteration is None:
-        return examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed)
-    alteration = restore_alteration(candidate.alteration)
-    return examine_alteration(lab, subject.preprocess, case, alteration, most=settings.samples, seed=settings.seed)
+def as_tested(candidate: Candidate, kept: dict[str, Any]) -> Candidate:
+    """The candidate as it was tested in the end (``kept``: its ``verdict.json``): by a region, or by a property."""
+    if candidate.alteration is not None or kept.get("alteration") is None:
+        return candidate
+    alteration = kept["alteration"]
+    return replace(candidate, alteration=alteration, views=(*candidate.views, f"property:{alteration['property']}"))
+
+
+def _same_by_property(candidate: Candidate, other: Candidate) -> bool:
+    """Whether another candidate is much the same group, found by a property: it is tested by that already."""
+    same_class = other.class_index == candidate.class_index
+    return other.alteration is not None and same_class and repeats(candidate.members, other.members)
+
+
+def _examine(
+    run: Run, subject: Subject, lab: Laboratory, case: Case, candidate: Candidate, once: bool = False
+) -> tuple[Verdict, dict[str, Any] | None, str | None]:
+    """The experiments that fit the candidate: on a region, or on a property of whole pictures.
+
+    A group clearly apart whose region explains nothing may be alike by what has no place, a tint: then such a property
+    is tried too, unless the group is to be tested ``once``.  Returns the verdict, the alteration it is about, and what
+    was said of the region before, if that one was tried first.
+    """
+    settings, standard = subject.settings, make_standard(subject.settings)
+    how = {"most": settings.samples, "seed": settings.seed}
+    if candidate.alteration is not None:
+        alteration = restore_alteration(candidate.alteration)
+        verdict = examine_alteration(lab, subject.preprocess, case, alteration, **how)
+        return verdict, candidate.alteration, None
+    verdict = examine(lab, case, min_share=settings.min_share, **how)
+    alone = correct([verdict], [candidate.suspicion], standard)[0]
+    if once or alone.verdict == "confirmed" or candidate.suspicion < SEPARATE or not len(case.outsiders):
+        return verdict, None, None
+    properties = run.read_array("properties").astype(np.float64)
+    roles = (candidate.members, candidate.others, case.outsiders)
+    found = seek_alteration(subject, lab, candidate.class_index, roles, properties)
+    if found is None:
+        return verdict, None, None
+    second = examine_alteration(lab, subject.preprocess, case, found[0], **how)
+    if correct([second], [candidate.suspicion], standard, [2])[0].verdict != "confirmed":
+        return verdict, None, None
+    return second, asdict(found[0]), alone.reason
 
 
 def _columns(evidence: tuple[Evidence, ...]) -> dict[str, list[Any]]:
@@ -142,6 +183,8 @@ def _finding(
     label = subject.classes[candidate.class_index]
     place = kept["place"]
     summary = _summary(verdict, label, size, size + len(candidate.others), place)
+    if kept.get("before") is not None:
+        summary += f" (A region was tried first, and it is not the cause: {kept['before']}.)"
     return {
         "id": name,
         "rank": rank,
