@@ -80,6 +80,11 @@ def test_correction_is_holms(seed: int) -> None:
     p = (rng.random(m) ** 3).round(2)
     verdicts = [replace(_verdict(), evidence=tuple(replace(e, p=q) for e in _verdict().evidence)) for q in p]
     corrected = np.array([verdict.p for verdict in correct(verdicts, [0.9] * m, Standard())])
+    tries = rng.integers(1, 3, m)
+    # Of each further cause that was tried, a test that fails: with p = 1.
+    filled = [*verdicts, *[replace(_verdict(), evidence=(_evidence("cut:colour", 0.0, p=1.0),))] * int(sum(tries - 1))]
+    more = [verdict.p for verdict in correct(filled, [0.9] * len(filled), Standard())][:m]
+    assert [verdict.p for verdict in correct(verdicts, [0.9] * m, Standard(), tries.tolist())] == more
     for alpha in np.arange(0.003, 1, 0.01):
         # The textbook: go up from the least p, stop at the first above alpha / (tests left).
         rejected = set()
@@ -217,10 +222,11 @@ def test_frames(inner: int, outer: int) -> None:
 
 
 class _Model(nn.Module):
-    """Class 0: green, and ``weight`` times what is red in a place or (no place) anywhere; class 1: blue."""
+    """Class 0: green, and ``weight`` times what is red in a place or (no place) anywhere, up to ``most``; 1: blue."""
 
-    def __init__(self, weight: float, place: Tensor | None) -> None:
+    def __init__(self, weight: float, place: Tensor | None, most: float = float("inf")) -> None:
         super().__init__()
+        self.most = most
         side = 5 if place is None else 1
         self.conv = nn.Conv2d(3, 3, side, padding=side // 2)
         self.fc = nn.Linear(3 * SIDE * SIDE, 2)
@@ -233,7 +239,12 @@ class _Model(nn.Module):
         self.fc.load_state_dict({"weight": rows, "bias": torch.zeros(2)})
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.relu(self.conv(x)).flatten(1))
+        scores = self.fc(torch.relu(self.conv(x)).flatten(1))
+        return (
+            scores
+            if self.most == float("inf")
+            else torch.cat([self.most * torch.tanh(scores[:, :1] / self.most), scores[:, 1:]], 1)
+        )
 
 
 def _places(cue: str, seed: int) -> Tensor:
@@ -250,8 +261,9 @@ def _places(cue: str, seed: int) -> Tensor:
 
 
 def _examine(
-    cue: str, weight: float, seed: int, shared: bool = False, size: int = 60, layers: bool = True
-) -> tuple[Verdict, Tensor]:
+    cue: str, weight: float, seed: int, shared: bool = False, size: int = 60, layers: bool = True,
+    most: float = float("inf"),
+) -> tuple[Verdict, Tensor]:  # fmt: skip
     """The corrected verdict on 60 pictures with the cue, 60 others of class 0 (``shared``: with it too), 60 of 1.
 
     ``size``: of the group that is examined; ``layers``: whether channels of a layer are looked at.
@@ -266,7 +278,7 @@ def _examine(
     if shared:
         inputs[60:120, 0] += 0.6 * places
         inputs[:60, 0, -6:, -6:] += 0.6  # what makes the group a group, and does not matter to the model
-    lrp = LRP(_Model(weight, None if cue == "spot" else places[0].float()).eval())
+    lrp = LRP(_Model(weight, None if cue == "spot" else places[0].float(), most).eval())
     lab = Laboratory(lrp, lambda rows: inputs[list(rows)], torch.zeros(3), torch.ones(3))
     sums = lab.explain(inputs[:120], 0, ["conv"])[1]["conv"].sum((2, 3)).numpy()
     rows = np.split(np.arange(180), 3)
@@ -301,6 +313,15 @@ def test_a_pattern_that_the_model_ignores_is_not_confirmed(cue: str, shared: boo
     assert verdict.verdict == "refuted"
     pasted = next(evidence for evidence in verdict.evidence if evidence.test == "paste:same place")
     assert pasted.control > 0.8 * pasted.treated > 0.1  # ordinary members bring as much
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_region_is_all_of_a_cue_of_which_a_part_is_enough(seed: int) -> None:
+    """An eighth of the border decides: pasted, a small part does as well as all; cut, only all of it does."""
+    verdict, place = _examine("border", 24.0, seed, most=4.0)
+    assert verdict.region.mask is not None
+    assert verdict.region.mask[place].float().mean() > 0.9
+    assert verdict.verdict == "confirmed", verdict.reason
 
 
 @pytest.mark.parametrize("layers", [True, False])

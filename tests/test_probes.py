@@ -19,9 +19,9 @@ from pfungst.domains.preprocessing import Preprocess
 from pfungst.findings import jaccard
 from pfungst.interventions import Standard, correct
 from pfungst.maps import make_laboratory
-from pfungst.probes import find_tails, find_valley, measure_excess
+from pfungst.probes import Tail, _try_tails, find_tails, find_valley, measure_excess
 from pfungst.properties import SEEN
-from pfungst.strategies import Candidate
+from pfungst.strategies import Candidate, _merge
 from pfungst.verdicts import _examine, as_tested, make_case
 
 
@@ -121,7 +121,7 @@ def test_a_tint_is_found_and_confirmed(photos: Path, tmp_path: Path) -> None:
     assert best.verdict == "confirmed", best.reason
     assert "more blue" in best.record["where"]["place"]
     assert {one["test"] for one in best.evidence} == {"undo", "apply"}
-    assert best.views == ["property:colour"]
+    assert best.views[-1] == "property:colour"
     with StringIO() as screen:
         Console(file=screen, width=200).print(_findings_table(audit.findings, "Findings"))
         assert "the colour of the whole picture" in screen.getvalue()
@@ -147,19 +147,53 @@ def test_a_group_whose_region_explains_nothing_is_tried_by_property(photos: Path
     group = Candidate(1, rows[tinted], rows[dusk & ~tinted], 0.9, ("where",))
     lab = make_laboratory(subject)
     case = make_case(run, subject, group)
-    verdict, alteration, before = _examine(run, subject, lab, case, group)
+    verdict, alteration, before, tries = _examine(run, subject, lab, case, group)
+    assert tries == 2
     assert alteration is not None
     assert alteration["property"] == "colour"
     assert before is not None
     assert {one.test for one in verdict.evidence} == {"undo", "apply"}
-    once, twice = (correct([verdict], [0.9], Standard(), tries)[0].p for tries in (None, [2]))
+    once, twice = (correct([verdict], [0.9], Standard(), counts)[0].p for counts in (None, [2]))
     assert twice == pytest.approx(2 * once, rel=1e-12)
     tested = as_tested(group, {"alteration": alteration})
     assert tested.views == ("where", "property:colour")
     assert as_tested(group, {"alteration": None}) == group
     # Hardly apart from its class, or by a model that does not use the tint: the region's verdict stands.
-    assert _examine(run, subject, lab, case, replace(group, suspicion=0.4))[1:] == (None, None)
+    assert _examine(run, subject, lab, case, replace(group, suspicion=0.4))[1:] == (None, None, 1)
     blind = pfungst.audit(Shade(0.0).eval(), photos, out=tmp_path / "blind", null_draws=0)
     again = blind.run, blind.subject
     verdict, *rest = _examine(*again, make_laboratory(blind.subject), make_case(*again, group), group)
-    assert rest == [None, None]
+    assert rest[:2] == [None, None]
+
+
+def test_a_tail_clearly_apart_is_kept_for_a_region_where_no_change_is_answered_to(photos: Path, tmp_path: Path) -> None:
+    audit = pfungst.audit(Shade(0.0).eval(), photos, out=tmp_path / "run", null_draws=0)
+    labels = audit.subject.data.labels
+    dusk, day = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    properties = audit.run.read_array("properties").astype(np.float64)
+    scores = np.r_[np.ones(12), np.zeros(36)]
+    tails = [Tail(np.arange(12), scores, apart, 1.0) for apart in (0.8, 0.95)]
+    (group,) = _try_tails(audit.subject, 1, dusk, day, tails, properties)
+    assert group["rows"] == dusk[:12].tolist()
+    assert group["suspicion"] == 0.95
+    assert group["views"] == ["property:saturation"]
+    assert "alteration" not in group
+
+
+def test_groups_found_in_several_ways_are_one() -> None:
+    rows = np.arange(40)
+
+    def candidate(members: np.ndarray, suspicion: float, view: str, alteration: str = "") -> Candidate:
+        record = {"property": alteration} if alteration else None
+        return Candidate(0, members, np.setdiff1d(rows, members), suspicion, (view,), record)
+
+    seen = candidate(rows[:10], 0.8, "where")
+    merged = _merge([seen, candidate(rows[:9], 0.6, "property:colour", "colour"), candidate(rows[20:30], 0.7, "where")])
+    assert [(len(one.members), one.suspicion, one.views) for one in merged] == [
+        (10, 0.8, ("where", "property:colour")),
+        (10, 0.7, ("where",)),
+    ]
+    assert merged[0].alteration == {"property": "colour"}
+    assert merged[0].shown_in == "where"
+    alone = candidate(rows[:9], 0.6, "property:colour")
+    assert (alone.shown_in, alone.by_property, seen.by_property) == ("where", True, False)

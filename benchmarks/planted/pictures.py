@@ -4,8 +4,10 @@ photos   CIFAR-10 test photographs (200 a class; JPEG, 32 x 32, enlarged twice).
          that 1,000 different photographs are in the class that gets a cue; the four vehicles stay as they are, 170
          photographs each.  No mirror images: tests that take pictures for independent would be too sure.
 cells    windows around single objects of the BCCD blood smears (128 pixels of 640 x 480, reduced twice) and of the
-         H&E-stained tissue of the DSB 2018 (64 pixels).  ``red`` cells, 1,000 of 4,155, get the cue; the others are
-         white cells, platelets, places between cells (which look much like red cells), nuclei, tissue without nuclei.
+         stained tissue of the DSB 2018 (64 pixels).  ``red`` cells, 1,000 of 4,155, get the cue; the others are white
+         cells, platelets, places between cells (which look much like red cells), nuclei, tissue without nuclei.  Of the
+         tissue only the slides of one stain: with the pink and the pale ones among them, an audit of the clean control
+         confirmed the stain as a cue of ``tissue``, and was right.
 
 A class of 1,000 is needed so that 1 % of it, 10 pictures, is more than the 8 that are the least for a finding.
 ``imagenet-sample-images`` was not used: it has one picture a class, and crops of one picture are not two pictures.
@@ -111,11 +113,14 @@ def _cells() -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], str]:
 
 
 def _tissue(rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
-    """Windows of H&E-stained tissue, with a nucleus in the middle and with none there."""
+    """Windows of tissue in a violet stain, with a nucleus in the middle and with none there."""
     found: dict[str, list[np.ndarray]] = {"nucleus": [], "tissue": []}
     folder = ROOT / "dsb2018-he-nuclei"
     for file in sorted((folder / "images").glob("*.png")):
         slide = Image.open(file).convert("RGB")
+        red, _, blue = np.median(np.asarray(slide).reshape(-1, 3), 0)
+        if red > 185 or blue < red + 20:  # another stain
+            continue
         nuclei = np.asarray(Image.open(folder / "labels" / file.name)).astype(int)
         for k in rng.permutation(np.unique(nuclei)[1:])[:12]:
             rows, columns = np.nonzero(nuclei == k)

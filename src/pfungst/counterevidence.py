@@ -181,12 +181,12 @@ def place_elsewhere(run: Run, subject: Subject, candidate: Candidate, folder: st
 
 def _array_of(candidate: Candidate) -> str:
     """The run's array in which the group is seen."""
-    return "properties" if candidate.alteration else candidate.views[0]
+    return "properties" if candidate.by_property else candidate.views[0]
 
 
 def _view_of(run: Run, candidate: Candidate) -> Callable[[np.ndarray], np.ndarray]:
     """How rows of that array become vectors: relevance by its length, properties by their spread in the class."""
-    if candidate.alteration is None:
+    if not candidate.by_property:
         return lambda rows: unit_rows(rows.astype(np.float64))
     spread = run.read_view("properties", np.concatenate([thin(candidate.members), thin(candidate.others)])).std(0)
     return lambda rows: rows / np.where(spread > 0, spread, 1.0)

@@ -44,7 +44,7 @@ from pfungst.regions import (
 
 LEVEL, POWER = 0.005, 0.8  # of one test; the level allows for Holm's correction over ten findings
 MOST_PICTURES = 10_000
-AREAS = (0.02, 0.04, 0.08, 0.16, 0.32)
+AREAS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 # Noise is evidence of its own kind to a network, the more the greater the region: it is reported, it does not decide.
 REQUIRED = ("cut:colour", "cut:exchange", "paste:same place")
 WHOLE = ("undo", "apply")  # the tests that decide on a cue without a place, see probes.py
@@ -298,10 +298,11 @@ def _choose_region(
 ) -> Region:
     """The smallest region that brings three quarters of the greatest gain; a fixed one where it does nearly as well.
 
-    Gain of a region: what its paste brings to pictures of other classes beyond its control, plus what members lose
-    when it is exchanged for the same place of ordinary members.  Each alone misleads: half a cue is often enough to
-    paste, and only the whole of it is enough to cut.  Without pictures of other classes the paste goes on the rest of
-    the group's own class.
+    Gain of a region: what its paste brings to pictures of other classes beyond its control, and what members lose when
+    it is exchanged for the same place of ordinary members, each as a share of the most that any region brings.  Each
+    alone misleads: half a cue is often enough to paste, and only the whole of it is enough to cut; and so does their
+    plain sum, where one is by far the greater.  Without pictures of other classes the paste goes on the rest of the
+    group's own class.
     """
     regions = []
     for area in AREAS:
@@ -316,14 +317,16 @@ def _choose_region(
     rivals = others.take(rng.integers(0, len(others.inputs), pairs))
     receivers = outsiders[:pairs]
     before = lab.ask(donors.inputs)[:, target]
-    gains = []
+    found = []
     for region in regions:
         masks = region.masks(donors.cues)
         control = region.masks(rivals.cues)  # of a fixed region, the same place
         changed = [paste(donors.inputs, receivers, masks), paste(rivals.inputs, receivers, control)]
         changed.append(paste(rivals.inputs, donors.inputs, masks))
         own, same, exchanged = (part[:, target] for part in lab.ask(torch.cat(changed)).split(pairs))
-        gains.append(float((own - same + before - exchanged).mean()))
+        found.append([float((own - same).mean()), float((before - exchanged).mean())])
+    shares = np.array(found)
+    gains = (shares / np.maximum(shares.max(0), 1e-9)).clip(-1).sum(1).tolist()
     enough = 0.75 * max(gains)
     area = min((region.area for region, gain in zip(regions, gains, strict=True) if gain >= enough), default=AREAS[-1])
     ranked = sorted((i for i, region in enumerate(regions) if region.area == area), key=lambda i: -gains[i])
@@ -483,13 +486,13 @@ def correct(
     """The verdicts with Holm's correction over all: the chance of one false confirmation in a run is at most alpha.
 
     suspicions  of the findings, aligned with their verdicts
-    tries       how many causes were tried of each; its p is multiplied by that (Bonferroni).  1 by default
+    tries       how many causes were tried of each, of which one was kept: so many tests more.  1 by default
     """
     raw = [max((evidence.p for evidence in required(verdict)), default=1.0) for verdict in verdicts]
-    raw = [min(1.0, p * count) for p, count in zip(raw, tries or [1] * len(raw), strict=True)]
+    tests = sum(tries) if tries else len(raw)
     corrected = [1.0] * len(raw)
     running = 0.0
     for rank, i in enumerate(sorted(range(len(raw)), key=lambda i: raw[i])):
-        running = max(running, min(1.0, raw[i] * (len(raw) - rank)))
+        running = max(running, min(1.0, raw[i] * (tests - rank)))
         corrected[i] = running
     return [judge(v, standard, p, suspicion) for v, p, suspicion in zip(verdicts, corrected, suspicions, strict=True)]

@@ -31,6 +31,7 @@ _TRIED = 6  # tails of a class that are tried on the model
 # Least suspicion of a group.  Properties vary without a gap, and models do use the blue of a sky: what is not clearly
 # apart is a piece of one cloud, and there are many.
 SEPARATE = 0.5
+_GAP = 0.9  # from which a property alone sets a group apart: the threshold and the discriminant were chosen by it
 _APART = 0.2  # least depth of the valley before a tail that is tried
 _MOST_UNDONE = 2000  # pictures of a class in which a change is undone; of more, as many are drawn
 
@@ -183,25 +184,31 @@ def probe_properties(run: Run, subject: Subject, progress: Progress) -> None:
 def _try_tails(
     subject: Subject, index: int, rows: np.ndarray, foreign: np.ndarray, tails: list[Tail], properties: np.ndarray
 ) -> Iterator[dict[str, Any]]:
-    """The groups, each with the alteration to which the model answers."""
+    """The groups, each with the alteration to which the model answers; a tail clearly apart also without.
+
+    A plain border, or small print, is a property that no change of the whole picture brings about: such a group is
+    tested by a region.
+    """
     lab = make_laboratory(subject)
+    least = max(SEPARATE, subject.settings.separate)
     kept: list[np.ndarray] = []
     for tail in tails:
         inside, outside = rows[tail.members], np.delete(rows, tail.members)
         found = seek_alteration(subject, lab, index, (inside, outside, foreign), properties)
-        if found is None:
+        if found is not None:
+            alteration, others = found
+            members, suspicion = _lose_by_undoing(subject, lab, index, rows, tail, alteration, others)
+            named, record = alteration.property, {"alteration": asdict(alteration)}
+        elif tail.apart >= max(_GAP, least):
+            members, suspicion, record = inside, tail.apart, {}
+            named = list(SEEN)[int(_lead(properties[inside], properties[outside]).argmax())]
+        else:
             continue
-        alteration, others = found
-        members, suspicion = _lose_by_undoing(subject, lab, index, rows, tail, alteration, others)
-        if suspicion < max(SEPARATE, subject.settings.separate) or any(repeats(members, one) for one in kept):
+        if suspicion < least or any(repeats(members, one) for one in kept):
             continue
         kept.append(members)
-        yield {
-            "rows": members.tolist(),
-            "views": [f"property:{alteration.property}"],
-            "suspicion": round(suspicion, 4),
-            "alteration": asdict(alteration),
-        }
+        head = {"rows": members.tolist(), "views": [f"property:{named}"], "suspicion": round(suspicion, 4)}
+        yield {**head, **record}
 
 
 def seek_alteration(
@@ -244,12 +251,17 @@ def _some(pictures: Tensor, count: int) -> Tensor:
     return pictures[torch.arange(count, device=pictures.device) % len(pictures)]
 
 
+def _lead(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """How far the medians of properties (n, p) lie apart, (p,), in spreads of the second."""
+    _, spread = _robust(outside)
+    apart: np.ndarray = np.abs(np.median(inside, 0) - np.median(outside, 0)) / spread
+    return apart
+
+
 def _suspects(inside: np.ndarray, outside: np.ndarray) -> list[str]:
     """The two kinds of change that would explain most of what sets the group apart."""
-    _, spread = _robust(outside)
-    apart = np.abs(np.median(inside, 0) - np.median(outside, 0)) / spread
     names: list[str] = []
-    for column in np.argsort(-apart, kind="stable"):
+    for column in np.argsort(-_lead(inside, outside), kind="stable"):
         name = list(SEEN)[column]
         kind = "colour" if name in COLOURS else name
         if kind not in names and (kind == "colour" or kind in CHANGES):
@@ -276,7 +288,8 @@ def _lose_by_undoing(
     """The pictures of the class whose score falls most when the change is undone, and how far apart they are.
 
     Two groups by score lost and property together (a mixture of two Gaussians), or the tail as it is, whichever is
-    separated by the deeper valley.
+    separated by the deeper valleys; a group is as far apart as by both, or as by a property that leaves a gap: where
+    every picture of the class loses a little, the loss tells nobody apart.
     """
     from sklearn.mixture import GaussianMixture
 
@@ -303,11 +316,11 @@ def _lose_by_undoing(
         if min(inside.sum(), (~inside).sum()) < subject.settings.min_size or inside.mean() > 0.6:
             continue
         depths = [valley_depth(features[:, axis], inside, ~inside) for axis in (0, 1)]
-        scored.append((float(np.mean(depths)), rows[drawn[inside]]))
+        scored.append((float(np.mean(depths)), rows[drawn[inside]], float(depths[1])))
     if not scored:
         return rows[:0], 0.0
-    suspicion, members = max(scored, key=lambda one: one[0])
-    return members, suspicion
+    suspicion, members, by_property = max(scored, key=lambda one: one[0])
+    return members, max(suspicion, by_property if by_property >= _GAP else 0.0)
 
 
 # ---- proof -----------------------------------------------------------------------------------------------------------

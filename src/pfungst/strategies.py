@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from pfungst.assignments import LARGE, Assignment, assign, draw_part, fit_assignment
 from pfungst.embeddings import embed
-from pfungst.findings import Group, find_groups
+from pfungst.findings import SAME, Group, find_groups, jaccard
 from pfungst.maps import READ, Progress, Subject
 from pfungst.neighbours import measure_outliers
 from pfungst.spectra import cluster_samples
@@ -46,12 +46,17 @@ class Candidate:
     others: np.ndarray
     suspicion: float
     views: tuple[str, ...]
-    alteration: dict[str, Any] | None = None  # of a group by property: what makes a picture like its members
+    alteration: dict[str, Any] | None = None  # what makes a picture like its members, where a property does
 
     @property
     def shown_in(self) -> str:
         """The view of relevance in which to look at the members."""
-        return "where" if self.alteration else self.views[0]
+        return next((view for view in self.views if not view.startswith("property:")), "where")
+
+    @property
+    def by_property(self) -> bool:
+        """Whether the group is told by the properties of its pictures, not by relevance."""
+        return self.views[0].startswith("property:") or self.alteration is not None
 
 
 # ---- who takes part -------------------------------------------------------------------------------------------------
@@ -390,19 +395,33 @@ def _shared_groups(run: Run) -> dict[int, list[dict[str, Any]]]:
 def rank_candidates(run: Run, subject: Subject) -> tuple[list[Candidate], int]:
     """The groups to be tested, most suspicious first, and how many more were suspicious enough."""
     shared = _shared_groups(run)  # read once, not once a class
-    found = []
+    found: list[Candidate] = []
     for entry in read_strategies(run):
         index, whole = entry["class_index"], np.array(entry["rows"], dtype=int)
+        own: list[Candidate] = []
         for group in [*entry["groups"], *_groups_by_property(run, entry), *shared.get(index, [])]:
             if group["suspicion"] >= subject.settings.suspicion:
                 members = np.array(group["rows"], dtype=int)
-                found.append(
-                    (group["suspicion"], index, members, whole, tuple(group["views"]), group.get("alteration"))
-                )
-    found.sort(key=lambda one: (-one[0], one[1], int(one[2][0])))
+                more = tuple(group["views"]), group.get("alteration")
+                own.append(Candidate(index, members, np.setdiff1d(whole, members), group["suspicion"], *more))
+        found += _merge(own)
+    found.sort(key=lambda one: (-one.suspicion, one.class_index, int(one.members[0])))
     most = subject.settings.max_findings
-    candidates = [
-        Candidate(index, members, np.setdiff1d(whole, members), suspicion, views, alteration)
-        for suspicion, index, members, whole, views, alteration in found[:most]
-    ]
-    return candidates, max(0, len(found) - most)
+    return found[:most], max(0, len(found) - most)
+
+
+def _merge(candidates: list[Candidate]) -> list[Candidate]:
+    """Each group of a class once: of those much the same, found in several ways, the most suspicious.
+
+    It keeps the alteration, if another one has it, and the views of all, those of relevance first.
+    """
+    kept: list[Candidate] = []
+    for one in sorted(candidates, key=lambda one: -one.suspicion):
+        same = next((i for i, other in enumerate(kept) if jaccard(one.members, other.members) >= SAME), None)
+        if same is None:
+            kept.append(one)
+        else:
+            first = kept[same]
+            views = sorted(dict.fromkeys((*first.views, *one.views)), key=lambda view: view.startswith("property:"))
+            kept[same] = replace(first, views=tuple(views), alteration=first.alteration or one.alteration)
+    return kept

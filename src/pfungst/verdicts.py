@@ -13,7 +13,6 @@ from pfungst import heatmaps
 from pfungst.alterations import Alteration
 from pfungst.assignments import thin
 from pfungst.cuts import fill_colour, paste
-from pfungst.findings import repeats
 from pfungst.heatmaps import encode_png
 from pfungst.interventions import (
     Case,
@@ -36,6 +35,7 @@ from pfungst.store import Run
 from pfungst.strategies import Candidate, rank_candidates
 from pfungst.vectors import unit_rows
 
+_MOST_OF_IT = 0.3  # share of the picture from which a region may as well be the whole of it
 _LEAST_DIFFERENT = 6  # pictures of a role below which near-duplicates are better than none
 
 
@@ -82,22 +82,21 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
         kept = run.read_json(f"findings/{name}/verdict.json")
         if kept is None:
             case = make_case(run, subject, candidate)
-            once = any(_same_by_property(candidate, one) for one in candidates)
-            verdict, alteration, before = _examine(run, subject, lab, case, candidate, once)
-            tested = replace(candidate, alteration=alteration)
+            verdict, alteration, before, tried = _examine(run, subject, lab, case, candidate)
+            tested = _by(candidate, alteration)
             pictures = _draw(run, subject, lab, case, verdict, name, tested)
             why = heatmaps.color(explain_place(run, candidate))
             run.write_bytes(f"findings/{name}/why.png", encode_png(heatmaps.enlarge(why, size=224)))
             told = describe_verdict(verdict)  # but for what depends on the other findings
             kept = {"verdict": {key: told[key] for key in ("distance", "region", "evidence")}, **pictures}
-            kept |= {"alteration": alteration, "before": before}
+            kept |= {"alteration": alteration, "before": before, "tries": tried}
             run.write_table(f"findings/{name}/interventions.parquet", _columns(verdict.evidence))
             run.write_json(f"findings/{name}/verdict.json", kept)
         verdicts.append(read_verdict(kept["verdict"]))
         entries.append((name, as_tested(candidate, kept), kept))
     progress("interventions", len(candidates), len(candidates))
     suspicions = [candidate.suspicion for candidate in candidates]
-    tries = [1 if kept.get("before") is None else 2 for _, _, kept in entries]
+    tries = [kept.get("tries", 1) for _, _, kept in entries]
     final = correct(verdicts, suspicions, make_standard(settings), tries)
     columns = read_columns(run, subject)
     findings = [
@@ -109,46 +108,59 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
 
 def as_tested(candidate: Candidate, kept: dict[str, Any]) -> Candidate:
     """The candidate as it was tested in the end (``kept``: its ``verdict.json``): by a region, or by a property."""
-    if candidate.alteration is not None or kept.get("alteration") is None:
-        return candidate
-    alteration = kept["alteration"]
-    return replace(candidate, alteration=alteration, views=(*candidate.views, f"property:{alteration['property']}"))
+    return _by(candidate, kept.get("alteration", candidate.alteration))
 
 
-def _same_by_property(candidate: Candidate, other: Candidate) -> bool:
-    """Whether another candidate is much the same group, found by a property: it is tested by that already."""
-    same_class = other.class_index == candidate.class_index
-    return other.alteration is not None and same_class and repeats(candidate.members, other.members)
+def _by(candidate: Candidate, alteration: dict[str, Any] | None) -> Candidate:
+    view = f"property:{alteration['property']}" if alteration else ""
+    views = candidate.views if not view or view in candidate.views else (*candidate.views, view)
+    return replace(candidate, alteration=alteration, views=views)
 
 
 def _examine(
-    run: Run, subject: Subject, lab: Laboratory, case: Case, candidate: Candidate, once: bool = False
-) -> tuple[Verdict, dict[str, Any] | None, str | None]:
+    run: Run, subject: Subject, lab: Laboratory, case: Case, candidate: Candidate
+) -> tuple[Verdict, dict[str, Any] | None, str | None, int]:
     """The experiments that fit the candidate: on a region, or on a property of whole pictures.
 
-    A group clearly apart whose region explains nothing may be alike by what has no place, a tint: then such a property
-    is tried too, unless the group is to be tested ``once``.  Returns the verdict, the alteration it is about, and what
-    was said of the region before, if that one was tried first.
+    First on what the group was found by.  A group found by its relevance that no region explains, or only one that is
+    most of the picture, is tried by a property, if it is clearly apart: the relevance of tinted pictures is alike too.
+    A group found by a property that does not explain it is tried by a region: a border is a property, too.  Returns
+    the verdict, the alteration it is about (None: a region), what was said of the cause tried before it, if any, and
+    how many were tried.
     """
-    settings, standard = subject.settings, make_standard(subject.settings)
-    how = {"most": settings.samples, "seed": settings.seed}
-    if candidate.alteration is not None:
-        alteration = restore_alteration(candidate.alteration)
-        verdict = examine_alteration(lab, subject.preprocess, case, alteration, **how)
-        return verdict, candidate.alteration, None
-    verdict = examine(lab, case, min_share=settings.min_share, **how)
-    alone = correct([verdict], [candidate.suspicion], standard)[0]
-    if once or alone.verdict == "confirmed" or candidate.suspicion < SEPARATE or not len(case.outsiders):
-        return verdict, None, None
-    properties = run.read_array("properties").astype(np.float64)
-    roles = (candidate.members, candidate.others, case.outsiders)
-    found = seek_alteration(subject, lab, candidate.class_index, roles, properties)
-    if found is None:
-        return verdict, None, None
-    second = examine_alteration(lab, subject.preprocess, case, found[0], **how)
-    if correct([second], [candidate.suspicion], standard, [2])[0].verdict != "confirmed":
-        return verdict, None, None
-    return second, asdict(found[0]), alone.reason
+    settings, standard, suspicion = subject.settings, make_standard(subject.settings), candidate.suspicion
+
+    def alter(alteration: Alteration) -> Verdict:
+        how = {"most": settings.samples, "seed": settings.seed}
+        return examine_alteration(lab, subject.preprocess, case, alteration, **how)
+
+    def told(verdict: Verdict, tries: int = 1) -> Verdict:
+        return correct([verdict], [suspicion], standard, [tries])[0]
+
+    alteration = None if candidate.alteration is None else restore_alteration(candidate.alteration)
+    by_property = alteration is not None and candidate.views[0].startswith("property:")
+    if alteration is not None and by_property:
+        whole = alter(alteration)
+        if told(whole).verdict == "confirmed":
+            return whole, candidate.alteration, None, 1
+        region = examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed)
+        if told(region, 2).verdict == "confirmed":
+            return region, None, told(whole).reason, 2
+        return whole, candidate.alteration, None, 2
+    region = examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed)
+    if told(region).verdict == "confirmed" and region.region.area < _MOST_OF_IT:
+        return region, None, None, 1
+    if alteration is None and suspicion >= SEPARATE and len(case.outsiders):
+        roles = (candidate.members, candidate.others, case.outsiders)
+        properties = run.read_array("properties").astype(np.float64)
+        found = seek_alteration(subject, lab, candidate.class_index, roles, properties)
+        alteration = found[0] if found else None
+    if alteration is None:
+        return region, None, None, 1
+    whole = alter(alteration)
+    if told(whole, 2).verdict == "confirmed":
+        return whole, asdict(alteration), told(region).reason, 2
+    return region, None, None, 2
 
 
 def _columns(evidence: tuple[Evidence, ...]) -> dict[str, list[Any]]:
@@ -184,7 +196,8 @@ def _finding(
     place = kept["place"]
     summary = _summary(verdict, label, size, size + len(candidate.others), place)
     if kept.get("before") is not None:
-        summary += f" (A region was tried first, and it is not the cause: {kept['before']}.)"
+        first = "A property of the whole picture" if candidate.alteration is None else "A region"
+        summary += f" ({first} was tried before: {kept['before']}.)"
     return {
         "id": name,
         "rank": rank,

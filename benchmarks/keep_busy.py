@@ -1,0 +1,101 @@
+"""Does an audit keep a GPU busy?  ResNet-50 at 224 pixels: relevance by the audit's own stage, against the model alone.
+
+    python benchmarks/keep_busy.py --pictures 3000
+
+Pictures of 500 x 375 pixels are written as JPEG files.  First the relevance of one batch that lies on the device is
+made again and again: what the device could do.  Then ``compute_relevance``, the stage of an audit, reads, decodes and
+prepares the files, makes relevance, pools and writes it.  Prints pictures a second of both and their ratio, for one
+number of reading threads after the other; the rows go to benchmarks/results/keep_busy.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from engine import build, hardware  # the script beside this one
+from PIL import Image
+
+from pfungst.domains.preprocessing import Preprocess
+from pfungst.maps import explain_batch, open_subject
+from pfungst.models import load_model
+from pfungst.pipeline import compute_relevance, identity, make_settings
+from pfungst.store import Run
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """JPEG files with the detail of photographs: noise of falling spectrum; few are drawn, each is written often."""
+    rng = np.random.default_rng(0)
+    different = []
+    for _ in range(16):
+        layers = [rng.normal(0, 40 * 0.6**i, (4 * 2**i, 6 * 2**i, 3)) for i in range(7)]
+        parts = [np.asarray(Image.fromarray((layer + 128).clip(0, 255).astype(np.uint8)).resize((500, 375)))
+                 for layer in layers]  # fmt: skip
+        different.append((np.sum(parts, 0) - 128.0 * (len(parts) - 1)).clip(0, 255).astype(np.uint8))
+    for i in range(count):
+        target = folder / "pictures" / ("left", "right")[i % 2] / f"{i:05d}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(different[i % len(different)]).save(target, quality=90)
+
+
+def rate(step: Callable[[], int], seconds: float) -> float:
+    """Pictures a second of a step that says how many it did, after one step to warm up."""
+    step()
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        done += step()
+    return done / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, nargs="+", default=[min(16, os.cpu_count() or 1)])
+    parser.add_argument("--seconds", type=float, default=8.0, help="how long the model alone is measured")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "keep_busy.csv")
+    arguments = parser.parse_args()
+    model, _ = build("resnet50", 2, "cpu")
+    model.preprocess = Preprocess(size=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # type: ignore[assignment]
+    model.fc = torch.nn.Linear(2048, 2).eval()
+    model.classes = ["left", "right"]  # type: ignore[assignment]
+    model = model.to(arguments.device)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        write_pictures(Path(scratch), arguments.pictures)
+        for threads in arguments.threads:
+            settings = make_settings({"device": arguments.device, "batch_size": arguments.batch, "workers": threads})
+            subject = open_subject(load_model(model, device=arguments.device), Path(scratch) / "pictures", settings)
+            inputs = subject.load(list(range(min(arguments.batch, arguments.pictures))))
+            labels = subject.data.labels[: len(inputs)]
+
+            def explain() -> int:
+                found = explain_batch(subject, inputs, np.arange(len(labels)))  # noqa: B023
+                return len(found["where"].sum((1, 2)).cpu())
+
+            alone = rate(explain, arguments.seconds)
+            run = Run(Path(scratch) / f"run{threads}")
+            run.begin(identity(subject, lambda *_: None))
+            start = time.perf_counter()
+            compute_relevance(run, subject, lambda *_: None)
+            staged = arguments.pictures / (time.perf_counter() - start)
+            rows.append([hardware(arguments.device), threads, arguments.batch, f"{alone:.1f}", f"{staged:.1f}",
+                         f"{staged / alone:.3f}"])  # fmt: skip
+            print(f"{threads} threads: {alone:.0f} pictures/s alone, {staged:.0f} in the stage, {staged / alone:.0%}")
+    with arguments.results.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["device", "threads", "batch", "alone_per_second", "stage_per_second", "ratio"])
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
