@@ -23,6 +23,7 @@ from pfungst.confirmations import Confirmation, confirm
 from pfungst.domains.image import ImageData
 from pfungst.engines import map_blocks_on_ray
 from pfungst.errors import SettingError
+from pfungst.exports import export
 from pfungst.judgements import Judgement, add_judgements, write_judgement
 from pfungst.maps import READ, Progress, Subject, map_blocks, map_relevance, open_subject
 from pfungst.models import LoadedModel
@@ -238,6 +239,12 @@ class Audit:
     def report(self) -> Path:
         """The self-contained HTML report."""
         return self.run.path / "report.html"
+
+    def export(
+        self, to: str, out: str | Path, *, findings: Sequence[str] = (), images: str | Path | None = None
+    ) -> None:
+        """Write it for another tool: "csv", "parquet", "coco", "fiftyone", ...; see ``exports.export``."""
+        export(self.run, to, out, findings=findings, images=images)
 
     def __repr__(self) -> str:
         verdicts = [finding.verdict for finding in self.findings]
