@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import Console
+from conftest import Console, Small
 from PIL import Image
 
 import pfungst
 from pfungst.domains.preprocessing import Preprocess
-from pfungst.errors import DataError, RunError, SettingError
+from pfungst.errors import DataError, MissingExtra, RunError, SettingError
 from pfungst.exports import FORMATS, export
 from pfungst.exports.coco import run_lengths
 from pfungst.exports.rows import measure_picture, new_folder, put_on_picture
@@ -225,3 +228,116 @@ def test_a_picture_lying_on_its_side_is_measured_upright(tmp_path: Path) -> None
     assert measure_picture(tmp_path / "a.jpg") == (30, 20)
     picture.save(tmp_path / "b.jpg")
     assert measure_picture(tmp_path / "b.jpg") == (20, 30)
+
+
+# ---- ViRelAy ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def project(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("h5py")
+    folder = tmp_path_factory.mktemp("virelay") / "project"
+    export(run, "virelay", folder)
+    return folder
+
+
+def test_virelay_files(project: Path, run: Run) -> None:
+    import h5py
+
+    labels = json.loads((project / "label-map.json").read_text("utf-8"))
+    assert labels == [
+        {"index": 0, "word_net_id": "class00000", "name": "leaf"},
+        {"index": 1, "word_net_id": "class00001", "name": "rose"},
+    ]
+    kept = pq.read_table(run.path / "samples.parquet").to_pydict()
+    with h5py.File(project / "dataset.h5") as file:
+        assert file["data"].dtype == np.uint8
+        for row in (0, 79):
+            picture = np.asarray(Image.open(kept["path"][row])).transpose(2, 0, 1)
+            assert np.array_equal(file["data"][row], picture)
+        assert file["label"][:].tolist() == [0] * 40 + [1] * 40
+        assert [name.decode() for name in file["id"]] == kept["id"]
+    with h5py.File(project / "attribution.h5") as file:
+        where = run.read_array("where")
+        relevance = file["attribution"][:].sum(1)
+        rows = (np.arange(24) + 0.5) * 20 // 24
+        assert np.array_equal(relevance, where[:, rows.astype(int)][:, :, rows.astype(int)])
+        assert file["label"][:].tolist() == run.read_array("target").tolist()
+        assert file["prediction"][:].argmax(1).tolist() == run.read_array("prediction").tolist()
+        assert np.allclose(file["prediction"][:].max(1), kept["probability"])
+    with h5py.File(project / "analysis.h5") as file:
+        assert sorted(file) == ["class00000", "class00001"]
+        for number, category in enumerate(file.values()):
+            entry = run.read_json(f"classes/{number:04d}.json")
+            assert category["index"][:].tolist() == entry["rows"]
+            assert category["cluster/spectral"][:].tolist() == entry["cluster"]
+            told = [kept["finding"][row] for row in entry["rows"]]
+            assert category["cluster/findings"][:].tolist() == [0 if one is None else int(one[1:]) for one in told]
+            points = category["embedding/tsne"][:]
+            assert np.allclose(points, np.column_stack([kept["x"], kept["y"]])[entry["rows"]])
+            assert np.allclose(category["embedding/spectral"].attrs["eigenvalue"], entry["eigenvalues"], atol=1e-6)
+            assert category["embedding/spectral"].shape == (len(entry["rows"]), len(entry["eigenvalues"]))
+
+
+def test_virelay_opens_it(project: Path, run: Run) -> None:
+    """ViRelAy itself, in a Python of its own, since its pins and its licence keep it out of ours."""
+    python = os.environ.get("PFUNGST_VIRELAY")
+    if not python:
+        pytest.skip("PFUNGST_VIRELAY does not name a Python in which virelay 0.6.1 is installed")
+    script = Path(__file__).parent / "readers" / "open_in_virelay.py"
+    done = subprocess.run(
+        [python, script, project / "project.yaml", "class00000,class00001", "0,41"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout)
+    (method,) = told["project"]["analysisMethods"]
+    assert [one["humanReadableName"] for one in method["categories"]] == ["leaf", "rose"]
+    assert (method["clusterings"], method["embeddings"]) == (["findings", "spectral"], ["spectral", "tsne"])
+    entry = {**run.read_json("classes/0001.json"), **run.read_json("embeddings/0001.json")}
+    seen = told["analyses"]["class00001/findings/tsne"]["embedding"]
+    assert [one["attributionIndex"] for one in seen] == entry["rows"]
+    assert np.allclose([one["value"] for one in seen], np.column_stack([entry["x"], entry["y"]]), atol=1e-4)
+    assert [one["cluster"] for one in seen][:16] == [1] * 16
+    spectral = told["analyses"]["class00001/spectral/spectral"]
+    assert np.allclose(spectral["eigenvalues"], entry["eigenvalues"], atol=1e-6)
+    assert [one["cluster"] for one in spectral["embedding"]] == entry["cluster"]
+    for index, name in (("0", "leaf"), ("41", "rose")):
+        sample, *sizes = told["samples"][index]
+        assert [label["name"] for label in sample["labels"]] == [name]
+        assert all(sizes)
+        assert np.isclose(np.sum(told["relevance"][index]), _enlarged_sum(run, int(index)), rtol=1e-5)
+        assert np.argmax(told["prediction"][index]) == run.read_array("prediction")[int(index)]
+
+
+def _enlarged_sum(run: Run, row: int) -> float:
+    cells = np.floor((np.arange(24) + 0.5) * 20 / 24).astype(int)
+    return float(run.read_array("where")[row][np.ix_(cells, cells)].sum())
+
+
+def test_virelay_shows_whole_classes_and_whole_maps(small: Small, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    broken = small.copy(tmp_path / "photos")
+    (broken / "rose" / "39.png").write_bytes(b"no picture")
+    (broken / "rose" / "loose.png").write_bytes(b"no picture")
+    audit = pfungst.audit(small.model, broken, out=tmp_path / "run", full_maps=True, **small.settings)
+    audit.export("virelay", tmp_path / "out", findings=["f001"])
+    with h5py.File(tmp_path / "out" / "attribution.h5") as file, h5py.File(tmp_path / "out" / "dataset.h5") as data:
+        rows = [row for row, name in enumerate(audit.subject.data.ids) if name.encode() in data["id"][:]]
+        assert rows == np.flatnonzero(audit.run.read_array("target")).tolist()
+        assert np.array_equal(file["attribution"][:, 0], audit.run.read_array("relevance", np.array(rows)))
+    with h5py.File(tmp_path / "out" / "analysis.h5") as file:
+        assert list(file) == ["class00001"]
+        assert sorted(set(file["class00001/cluster/findings"][:].tolist())) == [0, 1]
+    audit.export("virelay", tmp_path / "all")
+    with h5py.File(tmp_path / "all" / "attribution.h5") as file, h5py.File(tmp_path / "all" / "dataset.h5") as data:
+        unread = np.flatnonzero(audit.run.read_array("status") == 0)
+        assert len(unread) == 2
+        assert not data["data"][unread].any()
+        assert (file["attribution"][unread].sum((1, 2, 3)) > 0).all(), "ViRelAy divides by the greatest value"
+
+
+def test_virelay_without_h5py(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(MissingExtra, match=r"needs h5py\n  Remedy: pip install 'pfungst\[bridges\]'"):
+        export(run, "virelay", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

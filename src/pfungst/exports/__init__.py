@@ -9,6 +9,7 @@ from pfungst.errors import SettingError
 from pfungst.exports.coco import write_coco
 from pfungst.exports.rows import Samples, select_samples
 from pfungst.exports.tables import write_csv, write_parquet, write_spotlight
+from pfungst.exports.virelay import write_virelay
 from pfungst.store import Run
 
 FORMATS: dict[str, Callable[[Samples, str | Path], None]] = {
@@ -16,6 +17,7 @@ FORMATS: dict[str, Callable[[Samples, str | Path], None]] = {
     "parquet": write_parquet,
     "coco": write_coco,
     "spotlight": write_spotlight,
+    "virelay": write_virelay,
 }
 
 
@@ -26,7 +28,8 @@ def export(
 
     to        one of ``FORMATS``
     out       the file (csv, parquet, coco) or folder that is written; it must not exist, a folder may be empty
-    findings  ids of findings, of which only the members are exported; all samples by default
+    findings  ids of findings, of which only the members are exported (their classes for ViRelAy, which shows groups
+              among the others); all samples by default
     images    where the pictures are now, if they were moved
 
     Raises SettingError for another format or where ``out`` is taken, RunError where the run is not finished or has no
@@ -34,4 +37,4 @@ def export(
     """
     if to not in FORMATS:
         raise SettingError(f"there is no format {to!r}", f"the formats are {', '.join(FORMATS)}")
-    FORMATS[to](select_samples(run, findings, images), out)
+    FORMATS[to](select_samples(run, findings, images, whole_classes=to == "virelay"), out)

@@ -66,10 +66,13 @@ class Samples:
             yield places, values[self.maps]
 
 
-def select_samples(run: Run, findings: Sequence[str] = (), images: str | Path | None = None) -> Samples:
+def select_samples(
+    run: Run, findings: Sequence[str] = (), images: str | Path | None = None, whole_classes: bool = False
+) -> Samples:
     """The samples of a finished run; with ``findings``, ids of some of its findings, only their members.
 
-    ``images``: the folder of the pictures, if they were moved.
+    images         the folder of the pictures, if they were moved
+    whole_classes  with the members all samples that were explained as one of their class
     """
     description = run.describe()
     content = run.read_json("findings.json")
@@ -85,7 +88,11 @@ def select_samples(run: Run, findings: Sequence[str] = (), images: str | Path | 
     for record in records:
         for name in record["samples"]:
             told.setdefault(name, []).append(record)
-    rows = np.array([row for row, name in enumerate(ids) if name in told or not findings], dtype=int)
+    wanted = np.array([name in told or not findings for name in ids], dtype=bool)
+    if whole_classes and findings:
+        classes = pa.array(sorted({record["class"] for record in records}))
+        wanted |= pa.compute.is_in(table.column("class"), value_set=classes).to_numpy()
+    rows = np.flatnonzero(wanted)
     table = table.take(pa.array(rows))
     if images is not None:
         paths = [str(Path(images) / name) for name in table.column("id").to_pylist()]
