@@ -20,6 +20,7 @@ errors
 lrp
 settings store
 domains weights
+imports
 hub
 models
 vectors heatmaps charts

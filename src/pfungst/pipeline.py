@@ -90,10 +90,16 @@ def make_settings(given: dict[str, Any]) -> Settings:
 
 def identity(subject: Subject, progress: Progress) -> dict[str, Any]:
     """What makes two audits the same: model, data and settings, by content."""
-    data = subject.data
+    data, given = subject.data, subject.given
+    preset = subject.lrp.preset.describe()  # the one that ``auto`` chose, too
+    made: dict[str, Any] = {}
+    if given is not None:
+        preset = f"none: relevance made elsewhere, {given.path.name}"
+        made["relevance"] = {"digest": digest_given(subject, progress)}
     return {
         "settings": subject.settings.record(),
-        "preset": subject.lrp.preset.describe(),  # the one that ``auto`` chose, too
+        "preset": preset,
+        **made,
         "model": {
             "name": subject.model.name,
             "digest": subject.model.digest,
@@ -111,6 +117,12 @@ def identity(subject: Subject, progress: Progress) -> dict[str, Any]:
         "versions": {name: _version(name) for name in ("pfungst", "torch", "numpy", "scikit-learn")}
         | {"python": platform.python_version()},
     }
+
+
+def digest_given(subject: Subject, progress: Progress) -> str:
+    """Digest of the relevance that was made elsewhere, all of which is read and checked for that."""
+    assert subject.given is not None
+    return subject.given.digest(subject.data.ids, lambda done, total: progress("reading relevance", done, total))
 
 
 def _version(package: str) -> str:
