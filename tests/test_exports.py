@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
-import os
 import shutil
-import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,14 @@ from pfungst.domains.preprocessing import Preprocess
 from pfungst.errors import DataError, MissingExtra, RunError, SettingError
 from pfungst.exports import FORMATS, export
 from pfungst.exports.coco import run_lengths
+from pfungst.exports.fiftyone import lay_on_picture
 from pfungst.exports.rows import measure_picture, new_folder, put_on_picture
+from pfungst.exports.virelay import enlarge
+from pfungst.imports import open_relevance
 from pfungst.judgements import write_judgement
 from pfungst.store import Run
+
+PLAIN = ("csv", "parquet", "coco", "fiftyone", "spotlight")  # these need no library of their own
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +46,16 @@ def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in every format that needs no library of its own."""
     folder = tmp_path_factory.mktemp("out")
-    for name in ("csv", "parquet", "coco", "spotlight"):
+    for name in PLAIN:
         export(run, name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("h5py")
+    folder = tmp_path_factory.mktemp("virelay") / "project"
+    export(run, "virelay", folder)
     return folder
 
 
@@ -137,9 +151,12 @@ def test_spotlight(folder: Path, run: Run) -> None:
     compile((folder / "spotlight" / "show.py").read_text(), "show.py", "exec")
 
 
-def test_the_same_run_gives_the_same_bytes(folder: Path, run: Run, tmp_path: Path) -> None:
-    for name in ("csv", "parquet", "coco", "spotlight"):
+def test_the_same_run_gives_the_same_bytes(folder: Path, project: Path, run: Run, tmp_path: Path) -> None:
+    for name in FORMATS:
         export(run, name, tmp_path / name)
+    for path in (project / name for name in ("dataset.h5", "attribution.h5", "analysis.h5", "project.yaml")):
+        assert path.read_bytes() == (tmp_path / "virelay" / path.name).read_bytes(), path
+    shutil.rmtree(tmp_path / "virelay")
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or path.read_bytes() == (folder / path.relative_to(tmp_path)).read_bytes(), path
 
@@ -192,6 +209,35 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_fiftyone(folder: Path, run: Run) -> None:
+    described = json.loads((folder / "fiftyone" / "metadata.json").read_text("utf-8"))
+    entries = json.loads((folder / "fiftyone" / "samples.json").read_text("utf-8"))["samples"]
+    assert set(entries[0]) <= {field["db_field"] for field in described["sample_fields"]}
+    kept = pq.read_table(run.path / "samples.parquet").to_pylist()
+    assert len({entry["_id"]["$oid"] for entry in entries}) == len(kept)
+    for row, (entry, known) in enumerate(zip(entries, kept, strict=True)):
+        assert entry["filepath"] == known["path"]
+        assert entry["ground_truth"]["label"] == known["label"]
+        assert entry["prediction"]["confidence"] == known["probability"]
+        own = [record["id"] for record in findings(run) if known["id"] in record["samples"]]
+        assert [one["label"] for one in (entry["findings"] or {"classifications": []})["classifications"]] == own
+        packed = base64.b64decode(entry["relevance"]["map"]["$binary"]["base64"])
+        where = np.load(io.BytesIO(zlib.decompress(packed)), allow_pickle=False)
+        assert np.array_equal(where, run.read_array("where")[row])  # the pictures are of the size of the input
+        assert entry["relevance"]["range"] == [-np.abs(where).max(), np.abs(where).max()]
+    assert entries[40]["tags"] == ["f001", "confirmed", "cheat"]
+
+
+def test_a_heatmap_lies_where_the_input_was_cut_from() -> None:
+    """A map of the middle of a wide picture, of a 20 x 20 input resized to 24 and cut to 20."""
+    values = np.arange(400, dtype=np.float32).reshape(20, 20) + 1
+    drawn = lay_on_picture(values, Preprocess((20, 20), resize=24), (240, 480))
+    assert drawn.shape == (48, 96)  # two a cell: 240 pixels are 24, 480 are 48
+    assert np.array_equal(drawn[4:44, 28:68], values.repeat(2, 0).repeat(2, 1))
+    assert drawn.sum() == 4 * values.sum()
+    assert max(lay_on_picture(np.ones((300, 300)), Preprocess((300, 300), resize=330), (600, 900)).shape) == 256
+
+
 @pytest.mark.parametrize("picture", [(40, 24), (24, 40), (7, 7), (24, 24)])
 @pytest.mark.parametrize(
     "preprocess",
@@ -233,14 +279,6 @@ def test_a_picture_lying_on_its_side_is_measured_upright(tmp_path: Path) -> None
 # ---- ViRelAy ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def project(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("h5py")
-    folder = tmp_path_factory.mktemp("virelay") / "project"
-    export(run, "virelay", folder)
-    return folder
-
-
 def test_virelay_files(project: Path, run: Run) -> None:
     import h5py
 
@@ -279,39 +317,25 @@ def test_virelay_files(project: Path, run: Run) -> None:
             assert category["embedding/spectral"].shape == (len(entry["rows"]), len(entry["eigenvalues"]))
 
 
-def test_virelay_opens_it(project: Path, run: Run) -> None:
-    """ViRelAy itself, in a Python of its own, since its pins and its licence keep it out of ours."""
-    python = os.environ.get("PFUNGST_VIRELAY")
-    if not python:
-        pytest.skip("PFUNGST_VIRELAY does not name a Python in which virelay 0.6.1 is installed")
-    script = Path(__file__).parent / "readers" / "open_in_virelay.py"
-    done = subprocess.run(
-        [python, script, project / "project.yaml", "class00000,class00001", "0,41"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout)
-    (method,) = told["project"]["analysisMethods"]
-    assert [one["humanReadableName"] for one in method["categories"]] == ["leaf", "rose"]
-    assert (method["clusterings"], method["embeddings"]) == (["findings", "spectral"], ["spectral", "tsne"])
-    entry = {**run.read_json("classes/0001.json"), **run.read_json("embeddings/0001.json")}
-    seen = told["analyses"]["class00001/findings/tsne"]["embedding"]
-    assert [one["attributionIndex"] for one in seen] == entry["rows"]
-    assert np.allclose([one["value"] for one in seen], np.column_stack([entry["x"], entry["y"]]), atol=1e-4)
-    assert [one["cluster"] for one in seen][:16] == [1] * 16
-    spectral = told["analyses"]["class00001/spectral/spectral"]
-    assert np.allclose(spectral["eigenvalues"], entry["eigenvalues"], atol=1e-6)
-    assert [one["cluster"] for one in spectral["embedding"]] == entry["cluster"]
-    for index, name in (("0", "leaf"), ("41", "rose")):
-        sample, *sizes = told["samples"][index]
-        assert [label["name"] for label in sample["labels"]] == [name]
-        assert all(sizes)
-        assert np.isclose(np.sum(told["relevance"][index]), _enlarged_sum(run, int(index)), rtol=1e-5)
-        assert np.argmax(told["prediction"][index]) == run.read_array("prediction")[int(index)]
+def test_what_virelay_gets_can_be_audited_again(project: Path, run: Run) -> None:
+    ids = pq.read_table(run.path / "samples.parquet").column("id").to_pylist()
+    maps = open_relevance(project / "attribution.h5", ids).read(np.array([3, 79]))
+    assert np.array_equal(maps, enlarge(run.read_array("where", np.array([3, 79])), (24, 24)))
 
 
-def _enlarged_sum(run: Run, row: int) -> float:
-    cells = np.floor((np.arange(24) + 0.5) * 20 / 24).astype(int)
-    return float(run.read_array("where")[row][np.ix_(cells, cells)].sum())
+def test_a_model_with_a_function_of_its_own(run: Run, tmp_path: Path) -> None:
+    """What it sees of a picture is not known, so nothing says where."""
+    other = Run(shutil.copytree(run.path, tmp_path / "run"))
+    description = other.describe()
+    description["model"]["preprocess"] = {"custom": {"name": "f"}, "shape": [3, 24, 24]}
+    other.write_json("run.json", description)
+    for name in ("coco", "virelay"):
+        with pytest.raises(RunError, match=r"by a function of its own.*\n  Remedy: export csv"):
+            export(other, name, tmp_path / name)
+    export(other, "coco", tmp_path / "whole", findings=[one["id"] for one in findings(run) if not one["where"]["box"]])
+    export(other, "fiftyone", tmp_path / "fiftyone")
+    entries = json.loads((tmp_path / "fiftyone" / "samples.json").read_text("utf-8"))["samples"]
+    assert {str(entry["relevance"]) for entry in entries} == {"None"}
 
 
 def test_virelay_shows_whole_classes_and_whole_maps(small: Small, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pfungst.errors import SettingError
 from pfungst.exports.coco import write_coco
+from pfungst.exports.fiftyone import write_fiftyone
 from pfungst.exports.rows import Samples, select_samples
 from pfungst.exports.tables import write_csv, write_parquet, write_spotlight
 from pfungst.exports.virelay import write_virelay
@@ -16,6 +17,7 @@ FORMATS: dict[str, Callable[[Samples, str | Path], None]] = {
     "csv": write_csv,
     "parquet": write_parquet,
     "coco": write_coco,
+    "fiftyone": write_fiftyone,
     "spotlight": write_spotlight,
     "virelay": write_virelay,
 }
