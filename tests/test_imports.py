@@ -19,6 +19,7 @@ from conftest import Console, Small
 import pfungst
 from pfungst.errors import DataError, MissingExtra, PfungstError, RunError, SettingError
 from pfungst.imports import open_relevance
+from pfungst.runs import guard_finding
 from pfungst.settings import Settings
 
 IDS = [f"{name}/{i}.png" for name in "ab" for i in range(150)]  # more than one piece of 256
@@ -123,9 +124,12 @@ def test_half_precision_tensors(tmp_path: Path) -> None:
 def test_pixels_have_the_size_of_the_input_and_keep_sums(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.abs(MAPS))
     opened = open_relevance(tmp_path / "a.npy", IDS)
-    pixels = opened.read_pixels(np.arange(20), (40, 56))
-    assert pixels.shape == (20, 40, 56)
-    assert np.allclose(pixels.sum((1, 2)), np.abs(MAPS[:20]).sum((1, 2, 3)), rtol=0.05)
+    for size in ((40, 56), (12, 12), (3, 4)):
+        pixels = opened.read_pixels(np.arange(20), size)
+        assert pixels.shape == (20, *size)
+        assert np.allclose(pixels.sum((1, 2)), np.abs(MAPS[:20]).sum((1, 2, 3)), rtol=1e-5)
+    blocks = opened.read_pixels(np.arange(20), (40, 56))
+    assert np.allclose(blocks, opened.read(np.arange(20)).repeat(8, 1).repeat(8, 2) / 64, rtol=1e-5)
     assert np.array_equal(opened.read_pixels(np.arange(20), (5, 7)), opened.read(np.arange(20)))
 
 
@@ -270,10 +274,12 @@ def test_the_command_and_what_is_refused(
     assert not (tmp_path / "other" / "run.json").exists()
 
 
-def test_a_finding_in_them_is_confirmed_again(audited: pfungst.Audit) -> None:
+def test_a_finding_in_them_is_confirmed_again(audited: pfungst.Audit, tmp_path: Path) -> None:
     opened = pfungst.reopen(audited.run.path)
     again = opened.findings[0].confirm(seed=3, presets=["epsilon"])
     assert again.verdict == "confirmed"
+    guard = guard_finding(audited.run.path, "f001", tmp_path / "test_cue.py")
+    assert guard.fails
     with pytest.raises(SettingError, match="made elsewhere"):
         opened.findings[0].confirm(seed=4, folders=[audited.subject.data.root])
 

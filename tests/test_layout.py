@@ -20,10 +20,10 @@ errors
 lrp
 settings store
 domains weights
-imports
 hub
 models
 vectors heatmaps charts
+imports
 neighbours properties clusters
 alterations
 spectra embeddings

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pfungst.domains.labels import shorten
 from pfungst.errors import DataError, MissingExtra
+from pfungst.vectors import area_matrix
 
 _NAMES = ("relevance", "attribution", "attributions", "relevances", "heatmaps", "maps")
 _BESIDE = ("ids", "index", "label", "labels", "prediction", "predictions", "target", "targets")
@@ -60,12 +60,12 @@ class RelevanceFile:
         return maps
 
     def read_pixels(self, rows: np.ndarray, size: tuple[int, int]) -> Tensor:
-        """The same as tensors of the size of the model's input, (m, height, width), sums kept as far as that goes."""
+        """The same in the size of the model's input, (m, height, width): by area, so that sums are kept."""
         maps = torch.from_numpy(self.read(rows))
         if tuple(maps.shape[1:]) == size:
             return maps
-        share = maps.shape[1] * maps.shape[2] / (size[0] * size[1])
-        return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0] * share
+        rows_of, columns_of = (area_matrix(have, want) for have, want in zip(maps.shape[1:], size, strict=True))
+        return torch.einsum("gh,nhw,kw->ngk", rows_of, maps, columns_of)
 
     def digest(self, ids: Sequence[str], progress: Callable[[int, int], None] | None = None) -> str:
         """sha256 (hex) over the maps in the order of the pictures, whatever file they are in; reads all of them.
