@@ -23,6 +23,7 @@ domains weights
 hub
 models
 vectors heatmaps charts
+imports
 neighbours properties clusters
 alterations
 spectra embeddings
@@ -37,7 +38,7 @@ verdicts
 counterevidence
 confirmations
 guards
-reports
+reports exports
 pipeline explain
 runs
 demo
@@ -49,6 +50,7 @@ INSIDE = {
     "lrp": "operators targets | modules | tokens | plan functions calls marks | samples rules | unbiased | gradients"
     " presets pools | cells | interception | handlers | even | products | nodes | norms | recurrent | results places"
     " | inputs streams | traces | engine | concepts adapters",
+    "exports": "rows | tables coco fiftyone virelay",
     "domains": "decoding labels preprocessing | manifests | image",
 }
 

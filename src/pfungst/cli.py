@@ -170,6 +170,22 @@ def judge(run: str, finding: str, answer: str, note: str, by: str | None) -> Non
     click.echo(f"{said.finding}, class {said.class_name}: {said.answer}, says {said.by} ({said.at})")
 
 
+@cli.command(epilog="Example:  pfungst export runs/photos --to virelay --out photos-virelay --findings f001,f003")
+@click.argument("run", type=click.Path(exists=True, file_okay=False))
+@click.option("--to", required=True, help="Format: csv, parquet, coco (files); fiftyone, spotlight, virelay (folders).")
+@click.option("--out", required=True, type=click.Path(), help="File or folder to write; nothing is overwritten.")
+@click.option("--findings", default="", help="Export the members of these findings only, separated by commas.")
+@click.option("--images", default=None, type=click.Path(), help="Where the pictures are now, if moved.")
+def export(run: str, to: str, out: str, findings: str, images: str | None) -> None:
+    """Write a finished RUN for another tool: tables, COCO, FiftyOne, Spotlight, ViRelAy.  Needs no model."""
+    from pfungst.exports import export as write_export
+    from pfungst.store import Run
+
+    wanted = [part.strip() for part in findings.split(",") if part.strip()]
+    write_export(Run(run), to, out, findings=wanted, images=images)
+    click.echo(f"Exported to {out}")
+
+
 def _reopening(function: Callable[..., Any]) -> Callable[..., Any]:
     """Arguments and options of the commands that go on with a finished run."""
     for decorate in (

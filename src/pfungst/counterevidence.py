@@ -22,7 +22,7 @@ from pfungst.assignments import thin
 from pfungst.domains.image import load_batch, read_images
 from pfungst.domains.labels import shorten
 from pfungst.domains.preprocessing import Preprocess
-from pfungst.errors import DataError, ModelError
+from pfungst.errors import DataError, ModelError, SettingError
 from pfungst.findings import fit_discriminant
 from pfungst.interventions import Case, Scene, Standard, correct, describe_verdict, set_scene, try_scene
 from pfungst.lrp import LRP
@@ -65,7 +65,7 @@ def try_preset(
     areas would share if they lay anywhere.
     """
     bounds = input_bounds(subject.preprocess, subject.settings.device)
-    second = replace(lab, lrp=LRP(subject.model.module, preset, bounds=bounds))
+    second = replace(lab, lrp=LRP(subject.model.module, preset, bounds=bounds), given=None)
     again = replace(case, directions=fit_directions(second, case, subject.layers, 2 * scene.first, seed))
     found = set_scene(second, again, most=scene.first, min_share=standard.min_share, seed=seed)
     masks = [one.region.masks(one.members.cues) for one in (scene, found)]
@@ -154,6 +154,10 @@ def place_elsewhere(run: Run, subject: Subject, candidate: Candidate, folder: st
     that sets the group apart.  Pictures of the class are those labelled so, or, where nothing is labelled, those that
     the model takes for it.  ``own``: the same count in the run's own pictures, their scores held out.
     """
+    if subject.given is not None and candidate.alteration is None:
+        raise SettingError(
+            "the run's relevance was made elsewhere, so there is none of other pictures", "leave --where out"
+        )
     prepare = _view_of(run, candidate)
     members, others = thin(candidate.members), thin(candidate.others)
     rows, inside = np.concatenate([members, others]), np.arange(len(members) + len(others)) < len(members)
@@ -210,7 +214,7 @@ def _look(subject: Subject, candidate: Candidate, folder: str | Path) -> tuple[n
     index = candidate.class_index
     data = read_images(folder, subject.classes)
     labelled = bool((data.labels >= 0).any())
-    there = replace(subject, data=data, mode="label" if labelled else "predicted")
+    there = replace(subject, data=data, mode="label" if labelled else "predicted", given=None)
     chosen = np.flatnonzero(data.labels == index) if labelled else np.arange(len(data))
     if not len(chosen):
         raise DataError(f"{folder} has no pictures of {subject.classes[index]!r}", "give a folder that has some")

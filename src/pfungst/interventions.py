@@ -264,7 +264,11 @@ def observe_like(lab: Laboratory, case: Case, rows: np.ndarray, others: Samples 
     layers = [direction.layer for direction in case.directions]
     inputs = lab.load(rows.tolist())
     size = (int(inputs.shape[2]), int(inputs.shape[3]))
-    pixels, relevance = lab.explain(inputs, case.target, layers)
+    relevance: dict[str, Tensor] = {}
+    if lab.given is None:
+        pixels, relevance = lab.explain(inputs, case.target, layers)
+    else:
+        pixels = lab.given(rows.tolist())
     cues = {"pixels": pixel_cue_maps(pixels, pixels if others is None else others.pixels)}
     for direction in case.directions:
         cues[direction.layer] = layer_cue_maps(relevance[direction.layer], direction, size)

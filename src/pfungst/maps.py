@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from pfungst.domains.image import ImageData, Preprocess, load_batch, read_images
 from pfungst.domains.labels import shorten
 from pfungst.errors import DataError, ModelError, PfungstError
-from pfungst.lrp import LRP
+from pfungst.imports import RelevanceFile, open_relevance
+from pfungst.lrp import LRP, Relevance
+from pfungst.lrp.traces import Trace
 from pfungst.models import LoadedModel, load_model
 from pfungst.properties import FILED, measure_file, measure_pixels
 from pfungst.regions import Laboratory
@@ -37,6 +39,7 @@ class Subject:
     only     index of the one class that is audited, or None for all
     layers   the layers whose channels are looked at
     classes  name of every output
+    given    relevance maps made elsewhere, which take the place of the engine's; then there are no ``layers``
     """
 
     model: LoadedModel
@@ -48,6 +51,7 @@ class Subject:
     only: int | None
     layers: tuple[str, ...]
     classes: tuple[str, ...]
+    given: RelevanceFile | None = None
     source: Any = None  # model and images as they were given, to open the same elsewhere
 
     def load(self, rows: Any) -> Tensor:
@@ -87,9 +91,16 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
     if preprocess.low is None or preprocess.high is None:
         preprocess = _measured(data, preprocess, settings)
     lrp = LRP(model.module, settings.preset, bounds=input_bounds(preprocess, settings.device))
+    given = open_relevance(settings.relevance, data.ids) if settings.relevance else None
     first = _first_readable(data, preprocess).to(settings.device)
+    layers: tuple[str, ...] = ()
     try:
-        trace = lrp.trace(first)
+        if given is None:
+            trace = lrp.trace(first)
+            output = trace.scores
+            layers = choose_layers(trace.steps, settings.layers)
+        else:
+            output = ask_model(lrp, first)
     except PfungstError:
         raise
     except Exception as error:  # A user's own forward may raise anything.
@@ -97,23 +108,39 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
             f"the model cannot take an input of shape {tuple(first.shape)}: {_first_line(error)}",
             "check --size and --channels (L is one grey channel), and --mean/--std with one value a channel",
         ) from error
-    if not bool(torch.isfinite(trace.output).all()):
+    if not bool(torch.isfinite(output).all()):
         raise ModelError(
             "the model returns NaN or infinity for the first picture",
             "check the weights, and that --mean and --std are those of its training",
         )
-    outputs = trace.scores.shape[1]
-    classes = _class_names(model, data, outputs)
+    classes = _class_names(model, data, output.shape[1])
     mode, only = _target(settings.target, data, classes)
-    return Subject(
-        model, data, settings, lrp, preprocess, mode, only, choose_layers(trace.steps, settings.layers), classes
-    )
+    return Subject(model, data, settings, lrp, preprocess, mode, only, layers, classes, given)
+
+
+def ask_model(lrp: LRP, inputs: Tensor) -> Tensor:
+    """Scores (m, classes) of a model that is not explained."""
+    with torch.no_grad():
+        output = lrp.model(inputs)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        raise ModelError(
+            "the model does not return one row of scores a sample", "wrap the model so that it returns (n, classes)"
+        )
+    return output
 
 
 def make_laboratory(subject: Subject) -> Laboratory:
     """The laboratory of an audit's model and data."""
     low, high = (end.flatten() for end in input_bounds(subject.preprocess, subject.settings.device))
-    return Laboratory(subject.lrp, subject.load, low, high, subject.settings.batch_size)
+    return Laboratory(subject.lrp, subject.load, low, high, subject.settings.batch_size, _given_pixels(subject))
+
+
+def _given_pixels(subject: Subject) -> Callable[[Sequence[int]], Tensor] | None:
+    """Rows -> pixel relevance (m, H, W) on the device, where it was made elsewhere."""
+    given, size = subject.given, subject.preprocess.size
+    if given is None:
+        return None
+    return lambda rows: given.read_pixels(np.asarray(rows), size).to(subject.settings.device)
 
 
 def input_bounds(preprocess: Preprocess, device: str) -> tuple[Tensor, Tensor]:
@@ -301,28 +328,30 @@ def _file_numbers(batch: _Batch) -> np.ndarray:
 def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
     """What is kept of a batch: predictions, the explained score, and relevance by place and by channel."""
     inputs = _send(inputs, subject.settings.device)
+    trace: Trace | None = None
     try:
-        trace = subject.lrp.trace(inputs, layers=subject.layers)
+        if subject.given is None:
+            trace = subject.lrp.trace(inputs, layers=subject.layers)
+        output = ask_model(subject.lrp, inputs) if trace is None else trace.scores
     except PfungstError:
         raise
     except Exception as error:
         raise _model_error(error, subject, rows) from error
-    output = trace.scores
     finite = torch.isfinite(output).all(1)
     prediction = output.argmax(1)
     labels = _send(torch.from_numpy(subject.data.labels[rows]), subject.settings.device)
     target = prediction if subject.mode == "predicted" else torch.where(labels >= 0, labels, prediction)
-    try:
-        result = trace.relevance(target, last=True)
-    except RuntimeError as error:
-        if _out_of_memory(error):
-            raise _model_error(error, subject, rows) from error
-        raise
-    grid = subject.settings.grid
-    arrays = {
-        "where": pool_maps(result.scores, grid).reshape(-1, grid, grid),
-        "explained": result.explained,
-        "absorbed": result.absorbed,
+    if trace is None:
+        arrays = _given_arrays(subject, rows, output.gather(1, target[:, None])[:, 0])
+    else:
+        try:
+            result = trace.relevance(target, last=True)
+        except RuntimeError as error:
+            if _out_of_memory(error):
+                raise _model_error(error, subject, rows) from error
+            raise
+        arrays = _made_arrays(subject, result)
+    arrays |= {
         "target": target,
         "prediction": prediction,
         "probability": output.softmax(1).amax(1),
@@ -330,11 +359,37 @@ def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[st
         "status": torch.where(finite, READ, NOT_READ),
         "properties": measure_pixels(subject.preprocess.to_pixels(inputs)),
     }
+    return {name: values.detach() for name, values in arrays.items()}
+
+
+def _made_arrays(subject: Subject, result: Relevance) -> dict[str, Tensor]:
+    """What is kept of an explanation."""
+    grid = subject.settings.grid
+    arrays = {
+        "where": pool_maps(result.scores, grid).reshape(-1, grid, grid),
+        "explained": result.explained,
+        "absorbed": result.absorbed,
+    }
     if subject.settings.full_maps:
         arrays["relevance"] = result.scores.sum(1)
     for layer in subject.layers:
         arrays[f"what:{layer}"], arrays[f"strongest:{layer}"] = pool_channels(result.layers[layer])
-    return {name: values.detach() for name, values in arrays.items()}
+    return arrays
+
+
+def _given_arrays(subject: Subject, rows: np.ndarray, explained: Tensor) -> dict[str, Tensor]:
+    """The same of maps made elsewhere; whatever they do not account for counts as absorbed."""
+    assert subject.given is not None
+    grid, device = subject.settings.grid, subject.settings.device
+    maps = torch.from_numpy(subject.given.read(rows))
+    arrays = {
+        "where": pool_maps(maps[:, None], grid).reshape(-1, grid, grid).to(device),
+        "explained": explained,
+        "absorbed": explained.double() - maps.double().sum((1, 2)).to(device),
+    }
+    if subject.settings.full_maps:
+        arrays["relevance"] = subject.given.read_pixels(rows, subject.preprocess.size).to(device)
+    return arrays
 
 
 def _send(values: Tensor, device: str) -> Tensor:

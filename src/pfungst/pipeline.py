@@ -23,6 +23,7 @@ from pfungst.confirmations import Confirmation, confirm
 from pfungst.domains.image import ImageData
 from pfungst.engines import map_blocks_on_ray
 from pfungst.errors import SettingError
+from pfungst.exports import export
 from pfungst.judgements import Judgement, add_judgements, write_judgement
 from pfungst.maps import READ, Progress, Subject, map_blocks, map_relevance, open_subject
 from pfungst.models import LoadedModel
@@ -89,10 +90,16 @@ def make_settings(given: dict[str, Any]) -> Settings:
 
 def identity(subject: Subject, progress: Progress) -> dict[str, Any]:
     """What makes two audits the same: model, data and settings, by content."""
-    data = subject.data
+    data, given = subject.data, subject.given
+    preset = subject.lrp.preset.describe()  # the one that ``auto`` chose, too
+    made: dict[str, Any] = {}
+    if given is not None:
+        preset = f"none: relevance made elsewhere, {given.path.name}"
+        made["relevance"] = {"digest": digest_given(subject, progress)}
     return {
         "settings": subject.settings.record(),
-        "preset": subject.lrp.preset.describe(),  # the one that ``auto`` chose, too
+        "preset": preset,
+        **made,
         "model": {
             "name": subject.model.name,
             "digest": subject.model.digest,
@@ -110,6 +117,12 @@ def identity(subject: Subject, progress: Progress) -> dict[str, Any]:
         "versions": {name: _version(name) for name in ("pfungst", "torch", "numpy", "scikit-learn")}
         | {"python": platform.python_version()},
     }
+
+
+def digest_given(subject: Subject, progress: Progress) -> str:
+    """Digest of the relevance that was made elsewhere, all of which is read and checked for that."""
+    assert subject.given is not None
+    return subject.given.digest(subject.data.ids, lambda done, total: progress("reading relevance", done, total))
 
 
 def _version(package: str) -> str:
@@ -238,6 +251,12 @@ class Audit:
     def report(self) -> Path:
         """The self-contained HTML report."""
         return self.run.path / "report.html"
+
+    def export(
+        self, to: str, out: str | Path, *, findings: Sequence[str] = (), images: str | Path | None = None
+    ) -> None:
+        """Write it for another tool: "csv", "parquet", "coco", "fiftyone", ...; see ``exports.export``."""
+        export(self.run, to, out, findings=findings, images=images)
 
     def __repr__(self) -> str:
         verdicts = [finding.verdict for finding in self.findings]

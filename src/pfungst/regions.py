@@ -27,6 +27,7 @@ class Laboratory:
     load     rows of the data set -> model inputs (m, C, H, W) on the model's device
     low, high  smallest and greatest input value of each channel, (C,)
     batch    samples asked at once
+    given    rows of the data set -> pixel relevance (m, H, W) made elsewhere, which takes the place of one's own
     """
 
     lrp: LRP
@@ -34,6 +35,7 @@ class Laboratory:
     low: Tensor
     high: Tensor
     batch: int = 32
+    given: Callable[[Sequence[int]], Tensor] | None = None
 
     def ask(self, inputs: Tensor) -> Tensor:
         """The model's outputs, (m, classes) float64."""

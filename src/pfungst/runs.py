@@ -18,7 +18,7 @@ from pfungst.judgements import find_record
 from pfungst.lrp.presets import PRESETS
 from pfungst.maps import prepare
 from pfungst.models import LoadedModel, load_model
-from pfungst.pipeline import STAGES, Audit, make_settings
+from pfungst.pipeline import STAGES, Audit, digest_given, make_settings
 from pfungst.settings import Settings
 from pfungst.store import Run
 
@@ -53,7 +53,12 @@ def reopen(
             "restore it, give its --weights, or give --model to say that another one is meant",
         )
     data = _listed_pictures(run, description, loaded, images)
-    return Audit(run, prepare(loaded, data, settings))
+    subject = prepare(loaded, data, settings)
+    if subject.given is not None:
+        known = description["relevance"]["digest"]
+        if digest_given(subject, lambda stage, done, total: None) != known:
+            raise RunError(f"{settings.relevance} holds other maps than {path} was made of", "restore the file")
+    return Audit(run, subject)
 
 
 def load_again(

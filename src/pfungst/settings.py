@@ -48,6 +48,11 @@ class Settings:
         None, "Order of the input's channels. [default: the model's own]", choices=("RGB", "BGR", "L")
     )
     classes: str | None = _setting(None, "Text file with the model's class names, one a line, in its order.")
+    relevance: str | None = _setting(
+        None,
+        "Relevance maps made elsewhere, which are audited in place of pfungst's own: .npy, .npz, .h5, .zarr, .pt or "
+        ".safetensors, one map a picture in sorted order, or with their names as 'ids'.",
+    )
     preset: str = _setting("auto", "Rules that share out relevance.", choices=tuple(PRESETS))
     target: str = _setting(
         "auto",

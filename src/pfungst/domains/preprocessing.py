@@ -142,6 +142,17 @@ class Preprocess:
         ratio = max(ratios) if self.crop == "pad" else min(ratios)
         return max(1, round(height / ratio)), max(1, round(width / ratio))
 
+    def window(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Top, left, bottom and right edge of the input in a picture of this size, in the picture's pixels.
+
+        Edges lie outside the picture where it is padded.  Not for ``custom``.
+        """
+        resized = self.resized(height, width)
+        scale = height / resized[0], width / resized[1]
+        top, left = (_offset(have, want) for have, want in zip(resized, self.size, strict=True))
+        bottom, right = top + self.size[0], left + self.size[1]
+        return top * scale[0], left * scale[1], bottom * scale[0], right * scale[1]
+
     def _fill(self) -> Any:
         if self.crop != "pad":
             return 0
@@ -249,6 +260,14 @@ class Preprocess:
         elif resize is not None:
             resize = (round(resize[0] * size[0] / self.size[0]), round(resize[1] * size[1] / self.size[1]))
         return replace(self, size=size, resize=resize)
+
+
+def from_description(record: dict[str, Any]) -> Preprocess | None:
+    """The Preprocess that ``describe`` wrote down; None for a model's own callable, which no file holds."""
+    if "custom" in record:
+        return None
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    return Preprocess(**fields)
 
 
 def from_callable(custom: Callable[[Image.Image], torch.Tensor]) -> Preprocess:
