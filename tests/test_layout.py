@@ -17,12 +17,15 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Each module may import from lines above its own, and from its own folder as ``INSIDE`` says.
 ORDER = """
 errors
+store
+heatmaps charts
+cards
 lrp
-settings store
+settings
 domains weights
 hub
 models
-vectors heatmaps charts
+vectors
 neighbours properties clusters
 alterations
 spectra embeddings
@@ -40,6 +43,7 @@ guards
 reports
 pipeline explain
 runs
+plot
 demo
 cli
 """.strip().splitlines()

@@ -10,6 +10,25 @@ import numpy as np
 
 _MOST_POINTS = 1500
 
+# The colours of charts and pages on a light and on a dark ground: for marks (accent, rest), verdicts, and groups
+# (g0 to g5, which a legend names too: no chart says anything by colour alone).
+COLOURS = {
+    "light": {
+        "accent": "#2a5d9f", "good": "#1f7a4d", "bad": "#b3261e", "open": "#8a6100", "rest": "#b9c0c7",
+        "g0": "#d1495b", "g1": "#2a6fbb", "g2": "#2d936c", "g3": "#b8721b", "g4": "#7b4fa3", "g5": "#4b5563",
+    },
+    "dark": {
+        "accent": "#7db3f0", "good": "#5cc692", "bad": "#ff8a80", "open": "#e2b84b", "rest": "#59626b",
+        "g0": "#ff7d8c", "g1": "#7db3f0", "g2": "#63cfa3", "g3": "#eda44e", "g4": "#c29be6", "g5": "#aab4bf",
+    },
+}  # fmt: skip
+VERDICT_COLOURS = {"confirmed": "bad", "refuted": "good", "open": "open"}
+
+
+def write_colours(ground: str) -> str:
+    """The colours on a ``light`` or ``dark`` ground as CSS variables: ``--accent:#2a5d9f; ...``."""
+    return " ".join(f"--{name}:{value};" for name, value in COLOURS[ground].items())
+
 
 def draw_spectrum(eigenvalues: Sequence[float], clusters: int) -> str:
     """Eigenvalues as bars, those that speak for clusters in colour."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pfungst.cards import show_verdict
 from pfungst.counterevidence import (
     fit_directions,
     place_elsewhere,
@@ -58,6 +59,9 @@ class Confirmation(Verdict):
     def lines(self) -> list[str]:
         """What a person reads beside the table of evidence."""
         return tell(self.record())
+
+    def _repr_html_(self) -> str:
+        return show_verdict(self.record(), f"{self.finding} tested again, seed {self.seed}:", self.lines())
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfungst.cards import show_verdict
 from pfungst.cuts import fill_blur, fill_colour, fill_harmonic, fill_noise, frame_mask, paste
 from pfungst.regions import (
     Direction,
@@ -89,6 +90,9 @@ class Verdict:
     region: Region
     evidence: tuple[Evidence, ...]
     reason: str
+
+    def _repr_html_(self) -> str:
+        return show_verdict(describe_verdict(self))
 
 
 def describe_verdict(verdict: Verdict) -> dict[str, Any]:
