@@ -25,6 +25,7 @@ settings
 domains weights
 hub
 models
+predictions windows pyramids filenames
 vectors
 neighbours properties clusters
 alterations
@@ -53,7 +54,7 @@ INSIDE = {
     "lrp": "operators targets | modules | tokens | plan functions calls marks | samples rules | unbiased | gradients"
     " presets pools | cells | interception | handlers | even | products | nodes | norms | recurrent | results places"
     " | inputs streams | traces | engine | concepts adapters",
-    "domains": "decoding labels preprocessing | manifests | image",
+    "domains": "decoding labels preprocessing | manifests large | image",
 }
 
 
