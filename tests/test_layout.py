@@ -44,7 +44,7 @@ guards
 reports
 pipeline explain
 runs
-plot
+plot widget
 demo
 cli
 """.strip().splitlines()

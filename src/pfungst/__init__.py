@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pfungst import plot as plot
+    from pfungst import widget as widget
     from pfungst.errors import PfungstError as PfungstError
     from pfungst.lrp import LRP as LRP
     from pfungst.lrp import Channels as Channels
@@ -62,7 +63,7 @@ _HOMES = {
     "Finding": "pfungst.pipeline",
     "reopen": "pfungst.runs",
 }
-_MODULES = ("plot",)
+_MODULES = ("plot", "widget")
 __all__ = sorted((*_HOMES, *_MODULES))
 
 
