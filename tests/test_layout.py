@@ -18,6 +18,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = """
 errors
 store
+journals
 heatmaps charts
 cards
 lrp
@@ -26,6 +27,7 @@ domains weights
 hub
 models
 predictions windows pyramids filenames
+explanations
 vectors
 neighbours properties clusters
 alterations

@@ -406,3 +406,72 @@ def test_pyramids_of_an_explanation(picture: Path, tmp_path: Path) -> None:
     )
     assert one.pyramid == "large.dzi"
     assert Image.open(zoom / "large_files" / "6" / "0_0.jpeg").size == (61, 45)
+
+
+# ---- killed and gone on with ----------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("after", [3, 12, 27, 33, 47])
+def test_what_was_done_before_a_kill_is_not_done_again(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """The same bytes as without a kill, whenever it comes; the windows of finished rows are not asked again."""
+    monkeypatch.setattr("pfungst.journals._EVERY", 0.0)
+    how: dict[str, Any] = {"window": (16, 20), "stride": (8, 10), "save": "npy", "batch_size": 3, "targets": "top2"}
+    explain(build(), [picture], tmp_path / "whole", **how)
+    asked = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal asked
+        asked = done
+        if kill and done >= after:
+            raise Killed
+
+    kill = True
+    with pytest.raises(Killed):
+        explain(build(), [picture], tmp_path / "out", progress=tell, **how)
+    model, asks = build(), []
+    model.module[0].register_forward_pre_hook(lambda *_: asks.append(1))
+    kill = False
+    explain(model, [picture], tmp_path / "out", progress=tell, **how)
+    rows, columns = (len(part) for part in Windows((16, 20), (8, 10)).starts((45, 61)))
+    batches = rows * -(-columns // 3)
+    done = (after - 1) // columns  # rows finished before the kill, over both passes
+    assert asked == 2 * rows * columns
+    assert len(asks) == 2 * batches - done * -(-columns // 3)
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
+    assert len(files) >= 7
+    for file in files:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "out" / file).read_bytes(), file
+    assert not (tmp_path / "out" / ".windows").exists()
+
+
+def test_what_was_done_with_other_settings_is_not_used(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pfungst.journals._EVERY", 0.0)
+    how: dict[str, Any] = {"window": (16, 20), "stride": (8, 10), "save": "npy"}
+
+    def kill(done: int, total: int) -> None:
+        if done >= 45:
+            raise Killed
+
+    for change in ("stride", "targets", "picture", "torn"):
+        with pytest.raises(Killed):
+            explain(build(), [picture], tmp_path / "out", targets=1, progress=kill, **how)
+        targets = 2 if change == "targets" else 1
+        if change == "stride":
+            how["stride"] = (9, 11)
+        elif change == "picture":
+            Image.fromarray(paint(45, 61, seed=9)).save(picture)
+        elif change == "torn":
+            (state,) = (tmp_path / "out" / ".windows").rglob("state.json")
+            state.write_text(state.read_text()[:40])
+        (one,) = explain(build(), [picture], tmp_path / "out", targets=targets, **how)
+        (two,) = explain(build(), [picture], tmp_path / "fresh", targets=targets, **how)
+        assert np.array_equal(*(np.load(tmp_path / part / str(found.targets[0].relevance))
+                                for part, found in (("out", one), ("fresh", two))))  # fmt: skip

@@ -7,12 +7,12 @@ are explained by sliding windows (``windows.py``), one after another.
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from pfungst import heatmaps
 from pfungst.domains.image import MANIFESTS, ImageData, Preprocess, UnreadableImage, load_batch, read_images
 from pfungst.domains.large import Region, open_large
 from pfungst.errors import DataError, ModelError, PfungstError, RelevanceError, SettingError
+from pfungst.explanations import Explanation, TargetMap, describe_explanation
 from pfungst.filenames import name_pictures, printable, slug_classes
+from pfungst.journals import Journal
 from pfungst.lrp import LRP, Preset
 from pfungst.models import LoadedModel, load_model
 from pfungst.predictions import (
@@ -50,46 +52,10 @@ from pfungst.windows import (
 
 SAVE = ("none", "npy", "safetensors")
 _LEAST_SIDE = 224  # heatmaps of smaller inputs are enlarged to at least this
+JOURNALS = ".windows"  # what is done of large pictures, while the call lasts
 _MOST_SIDE = 2048  # larger pictures are drawn at a whole fraction of their size
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class TargetMap:
-    """The explanation of one output of one picture, and its files (in ``out``).
-
-    ``total``: Σ relevance, with windows the mean of their sums.
-    ``absorbed``: the share of the output that biases and stabilisers took, 1 - Σ/f; None where f = 0.
-    ``scale``: the |relevance| of a pixel, channels summed, from which on it has the end colour.
-    ``relevance``: the file with the scores, float32 (C, H, W), channels in the order of the model's input; with windows
-    (1, H, W), the picture's size.  ``pyramid``: the overlay as deep-zoom tiles, in the folder of pyramids.
-    """
-
-    prediction: Prediction
-    total: float
-    absorbed: float | None
-    scale: float
-    heatmap: str
-    overlay: str
-    relevance: str | None
-    pyramid: str | None = None
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """One picture: its explained outputs, its greatest outputs, its sheet; or the reason why it was skipped.
-
-    ``windows``: how many there were; outputs are their means then.  ``pyramid``: the picture as deep-zoom tiles.
-    """
-
-    path: Path
-    targets: tuple[TargetMap, ...] = ()
-    top: tuple[Prediction, ...] = ()
-    sheet: str | None = None
-    skipped: str = ""
-    windows: int = 0
-    pyramid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +112,7 @@ def explain(
     ``stride`` pixels further each time (half the window by default).  The model sees one window at a time, resized to
     its input where that has another size; a pixel's relevance is the mean over the windows that saw it, and outputs are
     means over windows.  Pictures of more than 2048 pixels a side are drawn at a whole fraction of their size.
+    The same call goes on where it was killed.
     ``pyramid``: a folder for deep-zoom tiles (``.dzi``) of the picture and of each overlay at full size.
     ``workers``: threads that read pictures.  ``progress(done, total)`` counts steps of the work.
     ``model_options``: as of ``load_model`` (weights, size, mean, std, channels, classes).
@@ -168,7 +135,7 @@ def explain(
     ends = [end[None, :, None, None].to(device) for end in (preprocess.low, preprocess.high) if end is not None]
     lrp = LRP(loaded.module, preset, bounds=(ends[0], ends[1]) if ends else None)
     work = _Work(
-        loaded, preprocess, lrp, data, Run(out), name_pictures(data.paths), targets, topk, save, quantile,
+        loaded, preset, preprocess, lrp, data, Run(out), name_pictures(data.paths), targets, topk, save, quantile,
         batch_size, workers, torch.device(device), same_scale, progress, windows,
         None if pyramid is None else Path(pyramid),
     )  # fmt: skip
@@ -182,6 +149,7 @@ class _Work:
     """The settings of one call, and what becomes known on the way: class names, file names in use, results."""
 
     loaded: LoadedModel
+    preset: str | Preset
     preprocess: Preprocess
     lrp: LRP
     data: ImageData
@@ -223,6 +191,7 @@ class _Work:
                 self.record()
             raise
         self.record()
+        shutil.rmtree(self.run.path / JOURNALS, ignore_errors=True)
         return [self.results[row] for row in range(len(self.data))]
 
     def tick(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -288,7 +257,9 @@ class _Work:
                 height, width = self.windows.window
                 return f"{picture.size[1]} x {picture.size[0]} pixels, smaller than the window of {width} x {height}"
             self.total = self.steps + 2 * count * (len(self.data) - row)
+            journal = Journal(self.run.path / JOURNALS / self.names[row], self.identify(row))
             how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.device, "tell": self.tell}
+            how["journal"] = journal
             output = mean_output(self.lrp.model, picture, self.preprocess, self.windows, **how)
             self.check_output(output, row)
             chosen = choose_outputs(self.wanted, output)
@@ -300,17 +271,37 @@ class _Work:
         except (RuntimeError, IndexError, ValueError) as error:
             raise _model_error(error, torch.empty(1, *self.preprocess.shape), self.batch_size) from error
         scores = [one[None] for one in slid.maps]
-        kept = self.keep(row, pixels, describe_outputs(output, self.classes), chosen, scores)
-        maps = tuple(shrink_maps(slid.maps, factor))
-        detail = (picture, slid.maps) if self.pyramid else None
-        return replace(kept, maps=maps, totals=slid.totals, windows=count, detail=detail)
+        maps = shrink_maps(slid.maps, factor)
+        kept = self.keep(row, pixels, describe_outputs(output, self.classes), chosen, scores, maps, slid.totals)
+        return replace(kept, windows=count, detail=(picture, slid.maps) if self.pyramid else None)
+
+    def identify(self, row: int) -> dict[str, Any]:
+        """What a picture's windows depend on, but for the targets."""
+        assert self.windows is not None
+        return {
+            "model": self.loaded.digest,
+            "preset": repr(self.preset),
+            "preprocess": self.preprocess.digest(),
+            "picture": self.data.select([row]).digest(),
+            "windows": [*self.windows.window, *self.windows.stride],
+            "batch": [self.batch_size, str(self.device), torch.__version__],
+        }
 
     def keep(
-        self, row: int, pixels: np.ndarray, predictions: list[Prediction], chosen: list[int], scores: list[np.ndarray]
+        self,
+        row: int,
+        pixels: np.ndarray,
+        predictions: list[Prediction],
+        chosen: list[int],
+        scores: list[np.ndarray],
+        maps: Iterable[np.ndarray] | None = None,
+        totals: Sequence[float] | None = None,
     ) -> _Mapped:
         """Choose the file names, save the relevance if asked for, and keep what the drawing needs."""
-        for index, values in zip(chosen, scores, strict=True):
-            if not np.isfinite(values).all():
+        if totals is None:
+            totals = [float(values.sum(dtype=np.float64)) for values in scores]
+        for index, total in zip(chosen, totals, strict=True):
+            if not math.isfinite(total):
                 raise RelevanceError(
                     f"the relevance of {self.classes[index]!r} in {self.data.ids[row]} is NaN or infinite",
                     "try another --preset; the weights may hold values that are not finite",
@@ -321,9 +312,7 @@ class _Work:
         if self.save == "npy":
             for k, values in enumerate(scores):
                 saved[k] = f"{name}_{slugs[k]}_relevance.npy"
-                buffer = io.BytesIO()
-                np.save(buffer, values)
-                self.run.write_bytes(f"{saved[k]}", buffer.getvalue())
+                self.run.write_array(f"{saved[k]}", values)
         elif self.save == "safetensors":
             saved = [f"{name}_relevance.safetensors"] * len(slugs)
             tensors = {slug: np.ascontiguousarray(values) for slug, values in zip(slugs, scores, strict=True)}
@@ -334,8 +323,8 @@ class _Work:
             top=tuple(sorted(predictions, key=lambda one: -one.logit)[: self.topk]),
             explained=tuple(predictions[index] for index in chosen),
             slugs=slugs,
-            totals=tuple(float(values.sum(dtype=np.float64)) for values in scores),
-            maps=tuple(heatmaps.pool_channels(values) for values in scores),
+            totals=tuple(totals),
+            maps=tuple(map(heatmaps.pool_channels, scores) if maps is None else maps),
             saved=tuple(saved),
         )
 
@@ -412,7 +401,7 @@ class _Work:
             "same_scale": self.same_scale,
             "quantile": self.quantile,
             **({"window": self.windows.window, "stride": self.windows.stride} if self.windows else {}),
-            "images": [_as_json(self.results[row]) for row in sorted(self.results)],
+            "images": [describe_explanation(self.results[row]) for row in sorted(self.results)],
         }
         self.run.write_json("explanations.json", content)
 
@@ -463,17 +452,3 @@ def _model_error(error: Exception, inputs: Tensor, batch_size: int) -> ModelErro
         f"the model cannot take an input of shape {tuple(inputs.shape)}: {why}",
         "check --size and --channels (L is one grey channel), and --mean/--std with one value a channel",
     )
-
-
-def _as_json(one: Explanation) -> dict[str, Any]:
-    path = {"path": printable(str(one.path))}
-    if one.skipped:
-        return {**path, "skipped": one.skipped}
-    targets = [asdict(target) for target in one.targets]
-    flat = [{**target.pop("prediction"), **target} for target in targets]
-    for target in flat:
-        if target["pyramid"] is None:
-            del target["pyramid"]
-    more = {key: value for key, value in (("windows", one.windows), ("pyramid", one.pyramid)) if value}
-    top = [asdict(prediction) for prediction in one.top]
-    return {**path, "sheet": one.sheet, **more, "targets": flat, "topk": top}

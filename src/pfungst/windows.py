@@ -3,14 +3,13 @@
 The model sees one window of the picture at a time; the relevance of a place is the mean over the windows that saw it.
 A convolutional network is not run over the whole picture instead: its padding would then be elsewhere, and its maps
 unreliable.  Windows are read, explained and added one batch after another, so that memory grows with the output map
-alone.
+alone, or with the width of the picture where a journal keeps the map on disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, product
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from pfungst.domains.large import Region
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.errors import SettingError
+from pfungst.journals import Journal
 from pfungst.lrp import LRP
 
 Pair = tuple[int, int]
@@ -83,7 +83,7 @@ class Slid:
     """Relevance of one picture by sliding windows.
 
     maps     (targets, H, W) float32: the mean relevance of each pixel, channels summed, over the windows that saw it
-    totals   by target, the mean over windows of the sum of their relevance
+    totals   by target, the mean over windows of the sum of their relevance; if not finite, the maps are not complete
     """
 
     maps: np.ndarray
@@ -98,15 +98,26 @@ def mean_output(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     tell: Callable[[int], None] = lambda done: None,
+    journal: Journal | None = None,
 ) -> Tensor:
-    """The model's outputs (outputs,) float64, mean over the windows.  ``tell``: called with the windows just done."""
-    total, count = torch.zeros(()), 0
-    with torch.no_grad():
-        for places, inputs in _batches(picture, preprocess, windows, batch_size):
-            total = total + model(inputs.to(device)).double().sum(0).cpu()
-            count += len(places)
-            tell(len(places))
-    return total / count
+    """The model's outputs (outputs,) float64, mean over the windows.
+
+    ``tell``: called with how many windows were just done.  ``journal``: what is done already, and is not done again.
+    """
+    rows, columns = windows.starts(picture.size)
+    journal = journal or Journal()
+    state, _ = journal.read("output")
+    total, done = torch.tensor(state.get("total", 0.0), dtype=torch.float64), state.get("done", 0)
+    tell(done * len(columns))
+    for number, top in enumerate(rows[done:], done + 1):
+        for lefts, inputs in _batches(picture, preprocess, windows, top, columns, batch_size):
+            with torch.no_grad():
+                total = total + model(inputs.to(device)).double().sum(0).cpu()
+            tell(len(lefts))
+        if not bool(torch.isfinite(total).all()):  # whatever the other windows give
+            return total
+        journal.write("output", {"done": number, "total": total.tolist()}, last=number == len(rows))
+    return total / (len(rows) * len(columns))
 
 
 def slide(
@@ -118,27 +129,43 @@ def slide(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     tell: Callable[[int], None] = lambda done: None,
+    journal: Journal | None = None,
 ) -> Slid:
-    """Relevance of every pixel for these outputs.  ``preprocess``: as ``window_preprocess`` makes it."""
-    maps = np.zeros((len(targets), *picture.size), np.float32)
-    totals, count = np.zeros(len(targets)), 0
-    to_rows, to_columns = (_spreading(*sides) for sides in zip(preprocess.size, windows.window, strict=True))
+    """Relevance of every pixel for these outputs.  ``preprocess``: as ``window_preprocess`` makes it.
+
+    Only the band of rows that one row of windows sees is summed up in memory; what no later window sees goes to the
+    output map, which is a file of the ``journal`` if that has a folder.
+    """
+    rows, columns = windows.starts(picture.size)
     height, width = windows.window
-    for places, inputs in _batches(picture, preprocess, windows, batch_size):
-        trace = lrp.trace(inputs.to(device))
-        for k, target in enumerate(targets):
-            scores = trace.relevance(target, last=k == len(targets) - 1).scores.detach().double().sum(1).cpu().numpy()
-            totals[k] += scores.sum()
-            for (top, left), one in zip(places, scores, strict=True):
-                maps[k, top : top + height, left : left + width] += to_rows @ one @ to_columns.T
-        count += len(places)
-        tell(len(places))
-    seen = [
-        _times_seen(*sides) for sides in zip(windows.starts(picture.size), windows.window, picture.size, strict=True)
-    ]
-    for row, times in enumerate(seen[0]):  # a row at a time: no second array of the picture's size
-        maps[:, row] /= times * seen[1]
-    return Slid(maps, tuple(float(total) / count for total in totals))
+    seen = [_times_seen(*sides) for sides in zip((rows, columns), windows.window, picture.size, strict=True)]
+    to_rows, to_columns = (_spreading(*sides) for sides in zip(preprocess.size, windows.window, strict=True))
+    journal = journal or Journal()
+    state, band = journal.read("maps")
+    if state.get("targets") != list(targets):
+        state, band = {}, None
+    done, totals = state.get("done", 0), np.array(state.get("totals", [0.0] * len(targets)))
+    maps = journal.open_array("map", (len(targets), *picture.size), go_on=bool(state))
+    if band is None:
+        band = np.zeros((len(targets), height, picture.size[1]), np.float32)
+    tell(done * len(columns))
+    for number, top in enumerate(rows[done:], done + 1):
+        for lefts, inputs in _batches(picture, preprocess, windows, top, columns, batch_size):
+            trace = lrp.trace(inputs.to(device))
+            for k, target in enumerate(targets):
+                scores = trace.relevance(target, last=k == len(targets) - 1).scores.detach().double().sum(1)
+                totals[k] += float(scores.sum())
+                for left, one in zip(lefts, scores.cpu().numpy(), strict=True):
+                    band[k, :, left : left + width] += to_rows @ one @ to_columns.T
+            tell(len(lefts))
+        if not np.isfinite(totals).all():
+            break
+        ready = (rows[number] if number < len(rows) else top + height) - top
+        maps[:, top : top + ready] = band[:, :ready] / (seen[0][top : top + ready, None] * seen[1])
+        band = np.concatenate([band[:, ready:], np.zeros_like(band[:, :ready])], axis=1)
+        told = {"targets": list(targets), "done": number, "totals": totals.tolist()}
+        journal.write("maps", told, band, last=number == len(rows))
+    return Slid(maps, tuple(float(total) / (len(rows) * len(columns)) for total in totals))
 
 
 def shrink_picture(picture: Region, factor: int) -> np.ndarray:
@@ -170,13 +197,12 @@ def shrink_maps(maps: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _batches(
-    picture: Region, preprocess: Preprocess, windows: Windows, batch_size: int
-) -> Iterator[tuple[list[Pair], Tensor]]:
-    """Windows from top left to bottom right, as (top, left) and inputs (m, C, H, W)."""
-    rows, columns = windows.starts(picture.size)
-    places = product(rows, columns)
-    while part := list(islice(places, batch_size)):
-        yield part, torch.stack([preprocess(picture.read(top, left, *windows.window)) for top, left in part])
+    picture: Region, preprocess: Preprocess, windows: Windows, top: int, columns: Sequence[int], batch_size: int
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """The windows of one row, as their first columns and inputs (m, C, H, W)."""
+    for start in range(0, len(columns), batch_size):
+        part = columns[start : start + batch_size]
+        yield part, torch.stack([preprocess(picture.read(top, left, *windows.window)) for left in part])
 
 
 def _spreading(given: int, wanted: int) -> np.ndarray:
