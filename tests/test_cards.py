@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -109,6 +110,7 @@ def test_relevance_that_is_no_picture_or_not_finite_is_told_in_words() -> None:
     assert len(several.images) == 3
     pair = Page(Relevance((torch.ones(2, 5), None), result.output, EVIL, one, one, {})._repr_html_())
     assert "input 0: 2 x 5" in pair.text
+    assert "Σ relevance" in Page(Relevance({"mask": None}, result.output, None, one, one, {})._repr_html_()).text
     broken = Page(Relevance(result.scores * float("nan"), result.output, one, one, one, {})._repr_html_())
     assert "no map: " in broken.text
     assert "nan" in broken.text
@@ -152,7 +154,7 @@ def test_audits_and_findings_show_what_the_run_folder_holds(finished: Path) -> N
 
 
 def test_marks_stand_out_from_light_and_dark_grounds() -> None:
-    """WCAG's contrast of at least 3 for marks, which are never the only sign."""
+    """WCAG's contrasts: 4.5 for what is written in colour, 3 for marks."""
 
     def luminance(colour: str) -> float:
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
@@ -162,4 +164,30 @@ def test_marks_stand_out_from_light_and_dark_grounds() -> None:
     for ground, against in (("light", "#ffffff"), ("dark", "#1c2024")):
         for name, colour in COLOURS[ground].items():
             high, low = sorted((luminance(colour), luminance(against)), reverse=True)
-            assert (high + 0.05) / (low + 0.05) >= (1.5 if name == "rest" else 3), (ground, name)
+            least = {"rest": 1.5, "accent": 3}.get(name, 4.5)
+            assert (high + 0.05) / (low + 0.05) >= least, (ground, name)
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1, for linear RGB: no protan, deutan and tritan cones.
+BLINDNESS = {
+    "none": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+OKLAB = (
+    np.array([[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]),
+    np.array([[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]),
+)
+
+
+@pytest.mark.parametrize("blindness", BLINDNESS)
+@pytest.mark.parametrize("ground", ["light", "dark"])
+def test_groups_are_told_apart_by_the_colour_blind(ground: str, blindness: str) -> None:
+    seen = []
+    for name in ("g0", "g1", "g2", "g3", "g4", "g5", "rest"):
+        colour = np.array([int(COLOURS[ground][name][i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+        seen.append(OKLAB[1] @ np.cbrt(OKLAB[0] @ np.clip(np.array(BLINDNESS[blindness]) @ linear, 0, None)))
+    distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+    assert min(distances) > 0.09, "of 1 between black and white"

@@ -18,6 +18,7 @@ from torch import nn
 import pfungst
 from pfungst import heatmaps
 from pfungst.charts import COLOURS
+from pfungst.confirmations import Confirmation
 from pfungst.errors import RelevanceError, RunError, SettingError
 from pfungst.interventions import Evidence, Verdict
 from pfungst.pipeline import Audit
@@ -173,12 +174,14 @@ def test_a_spectrum_shows_clusters_and_the_greatest_gap() -> None:
         plot.spectrum([0.0, 0.1])
 
 
-@pytest.mark.parametrize("form", ["list", "verdict", "record"])
+@pytest.mark.parametrize("form", ["list", "verdict", "record", "confirmation"])
 def test_evidence_shows_effects_as_seen_from_their_controls(form: str) -> None:
     region = Region("fixed", "pixels", 0.1)
     verdict = Verdict("confirmed", 0.001, 5.0, region, TESTS, "all work")
     record = {"id": "f001", "class": "7", "verdict": "open", "evidence": [vars(one) for one in TESTS]}
-    source: Any = {"list": TESTS, "verdict": verdict, "record": record}[form]
+    how: dict[str, Any] = {"seed": 1, "samples": 40, "first": {}, "model": {}, "same_pictures": True}
+    again = Confirmation(**vars(verdict), finding="f001", **how)
+    source: Any = {"list": TESTS, "verdict": verdict, "record": record, "confirmation": again}[form]
     ax = plot.evidence(source)
     _, control, treated = ax.lines
     assert list(control.get_xdata()) == [-0.5, 1.0]

@@ -54,7 +54,9 @@ def show_relevance(result: Any) -> str:
         if values.ndim == 4:
             parts.append(_maps(values, name))
     rows, targets = [], _targets(result.target, len(result.explained))
-    sums = sum(heatmaps.as_array(one).reshape(len(one), -1).astype(float).sum(1) for one in scores.values())
+    sums = np.zeros(len(result.explained))
+    for one in scores.values():
+        sums = sums + heatmaps.as_array(one).reshape(len(one), -1).sum(1, dtype=float)
     columns = [heatmaps.as_array(one).astype(float) for one in (result.explained, sums, result.absorbed)]
     for i, numbers in enumerate(zip(*columns, strict=True)):
         if i == _MOST_ROWS:
