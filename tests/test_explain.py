@@ -16,9 +16,10 @@ from torch import nn
 from pfungst import heatmaps
 from pfungst.domains.image import Preprocess, load_batch, read_images
 from pfungst.errors import DataError, ModelError, RelevanceError, RunError, SettingError
-from pfungst.explain import Explanation, _predictions, explain
+from pfungst.explain import Explanation, explain
 from pfungst.lrp import LRP
 from pfungst.models import LoadedModel
+from pfungst.predictions import describe_outputs
 
 CLASSES = ("tench, Tinca tinca", "tabby, tabby cat", "crane", "crane", "Egyptian cat")
 PREPROCESS = Preprocess((16, 20), (0.5,) * 3, (0.25,) * 3, crop="squash", channels="BGR")
@@ -223,9 +224,9 @@ def test_models_without_names_or_of_one_output(pictures: list[Path], tmp_path: P
 
 def test_probabilities_are_not_taken_for_logits() -> None:
     ready = torch.tensor([0.7, 0.1, 0.2])
-    assert [one.probability for one in _predictions(ready, ("a", "b", "c"))] == ready.double().tolist()
+    assert [one.probability for one in describe_outputs(ready, ("a", "b", "c"))] == ready.double().tolist()
     logits = torch.tensor([2.0, -1.0, 0.0])
-    assert [one.probability for one in _predictions(logits, ("a", "b", "c"))] == logits.double().softmax(0).tolist()
+    assert [one.probability for one in describe_outputs(logits, ("a", "b", "c"))] == logits.double().softmax(0).tolist()
 
 
 class Faulty(nn.Module):

@@ -12,18 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.cuts import fill_blur, fill_colour, fill_harmonic, fill_noise, frame_mask, paste
-from pfungst.interventions import (
-    Case,
-    Evidence,
-    Standard,
-    Verdict,
-    compare,
-    correct,
-    examine,
-    judge,
-    pictures_for_power,
-    required,
-)
+from pfungst.evidence import Evidence, Standard, Verdict, compare, correct, judge, required
+from pfungst.interventions import Case, examine, pictures_for_power
 from pfungst.lrp import LRP
 from pfungst.regions import Laboratory, Region, find_direction
 

@@ -17,18 +17,25 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Each module may import from lines above its own, and from its own folder as ``INSIDE`` says.
 ORDER = """
 errors
+store
+journals
+heatmaps charts
+cards
 lrp
-settings store
+settings
 domains weights
 hub
 models
-vectors heatmaps charts
+predictions windows pyramids filenames
+explanations
+vectors
 imports
 neighbours properties clusters
 alterations
 spectra embeddings
 findings regions
 cuts assignments
+evidence
 interventions judgements
 maps
 engines strategies
@@ -41,6 +48,7 @@ guards
 reports exports
 pipeline explain
 runs
+plot widget
 demo
 cli
 """.strip().splitlines()
@@ -51,7 +59,7 @@ INSIDE = {
     " presets pools | cells | interception | handlers | even | products | nodes | norms | recurrent | results places"
     " | inputs streams | traces | engine | concepts adapters",
     "exports": "rows | tables coco fiftyone virelay",
-    "domains": "decoding labels preprocessing | manifests | image",
+    "domains": "decoding labels preprocessing | manifests large | image",
 }
 
 

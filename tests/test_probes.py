@@ -16,8 +16,8 @@ from scipy.stats import binom
 import pfungst
 from pfungst.cli import _findings_table
 from pfungst.domains.preprocessing import Preprocess
+from pfungst.evidence import Standard, correct
 from pfungst.findings import jaccard
-from pfungst.interventions import Standard, correct
 from pfungst.maps import make_laboratory
 from pfungst.probes import Tail, _try_tails, find_tails, find_valley, measure_excess
 from pfungst.properties import SEEN

@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pfungst import plot as plot
+    from pfungst import widget as widget
     from pfungst.errors import PfungstError as PfungstError
     from pfungst.lrp import LRP as LRP
     from pfungst.lrp import Channels as Channels
@@ -61,12 +63,15 @@ _HOMES = {
     "Finding": "pfungst.pipeline",
     "reopen": "pfungst.runs",
 }
-__all__ = sorted(_HOMES)
+_MODULES = ("plot", "widget")
+__all__ = sorted((*_HOMES, *_MODULES))
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'pfungst' has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _MODULES:
+        return import_module(f"pfungst.{name}")
     return getattr(import_module(_HOMES[name]), name)

@@ -10,6 +10,26 @@ import numpy as np
 
 _MOST_POINTS = 1500
 
+# The colours of charts and pages on a light and on a dark ground: for marks (accent, rest), verdicts, and groups
+# (g0 to g5, which a legend names too: no chart says anything by colour alone).  Groups were searched for so that the
+# common kinds of colour blindness tell all six and the rest apart, and for a contrast of 4.5 with the ground.
+COLOURS = {
+    "light": {
+        "accent": "#2a5d9f", "good": "#1f7a4d", "bad": "#b3261e", "open": "#8a6100", "rest": "#b9c0c7",
+        "g0": "#e40084", "g1": "#0c6cfc", "g2": "#0c7860", "g3": "#9c540c", "g4": "#7824a8", "g5": "#183c60",
+    },
+    "dark": {
+        "accent": "#7db3f0", "good": "#5cc692", "bad": "#ff8a80", "open": "#e2b84b", "rest": "#59626b",
+        "g0": "#e46c3c", "g1": "#7890fc", "g2": "#84f0c0", "g3": "#fcb418", "g4": "#b484a8", "g5": "#ccb4fc",
+    },
+}  # fmt: skip
+VERDICT_COLOURS = {"confirmed": "bad", "refuted": "good", "open": "open"}
+
+
+def write_colours(ground: str) -> str:
+    """The colours on a ``light`` or ``dark`` ground as CSS variables: ``--accent:#2a5d9f; ...``."""
+    return " ".join(f"--{name}:{value};" for name, value in COLOURS[ground].items())
+
 
 def draw_spectrum(eigenvalues: Sequence[float], clusters: int) -> str:
     """Eigenvalues as bars, those that speak for clusters in colour."""

@@ -129,6 +129,14 @@ def audit(model: str, images: str, out: str, as_json: bool, **settings: Any) -> 
     type=click.Choice(["none", "npy", "safetensors"]),
     help="Also save the relevance itself, (channels, height, width).",
 )
+@click.option(
+    "--window",
+    default=None,
+    type=click.IntRange(1),
+    help="For pictures larger than the model's input: slide a window of this side over them, in their pixels.",
+)
+@click.option("--stride", default=None, type=click.IntRange(1), help="Pixels between windows. [default: half of one]")
+@click.option("--pyramid", default=None, type=click.Path(), help="Folder for deep-zoom tiles of windowed pictures.")
 @_flags({"weights", "size", "mean", "std", "channels", "classes", "preset", "batch_size", "device"})
 def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> None:
     from pfungst.explain import explain as run_explain

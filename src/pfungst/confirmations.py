@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pfungst.cards import show_verdict
 from pfungst.counterevidence import (
     fit_directions,
     place_elsewhere,
@@ -19,7 +20,8 @@ from pfungst.counterevidence import (
     try_preset,
 )
 from pfungst.errors import RunError, SettingError
-from pfungst.interventions import Case, Verdict, correct, describe_verdict, set_scene, try_scene
+from pfungst.evidence import Verdict, correct, describe_verdict
+from pfungst.interventions import Case, set_scene, try_scene
 from pfungst.maps import Subject, make_laboratory
 from pfungst.models import LoadedModel
 from pfungst.probes import examine_alteration, restore_alteration
@@ -58,6 +60,9 @@ class Confirmation(Verdict):
     def lines(self) -> list[str]:
         """What a person reads beside the table of evidence."""
         return tell(self.record())
+
+    def _repr_html_(self) -> str:
+        return show_verdict(self.record(), f"{self.finding} tested again, seed {self.seed}:", self.lines())
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""

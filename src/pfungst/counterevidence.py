@@ -23,8 +23,9 @@ from pfungst.domains.image import load_batch, read_images
 from pfungst.domains.labels import shorten
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.errors import DataError, ModelError, SettingError
+from pfungst.evidence import Standard, correct, describe_verdict
 from pfungst.findings import fit_discriminant
-from pfungst.interventions import Case, Scene, Standard, correct, describe_verdict, set_scene, try_scene
+from pfungst.interventions import Case, Scene, set_scene, try_scene
 from pfungst.lrp import LRP
 from pfungst.maps import READ, Subject, explain_batch, input_bounds
 from pfungst.models import LoadedModel

@@ -1,19 +1,18 @@
 """A few pictures explained: heatmaps, overlays and a sheet as PNG, the numbers beside them as JSON.
 
 One forward pass a batch serves all targets of its pictures.  Batches are read, explained and drawn one after another;
-only with one scale for the whole set are all maps held until the last is known.
+only with one scale for the whole set are all maps held until the last is known.  Pictures larger than the model's input
+are explained by sliding windows (``windows.py``), one after another.
 """
 
 from __future__ import annotations
 
-import difflib
-import io
 import itertools
 import math
-import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,65 +22,48 @@ from safetensors.numpy import save as to_safetensors
 from torch import Tensor, nn
 
 from pfungst import heatmaps
-from pfungst.domains.image import MANIFESTS, ImageData, Preprocess, load_batch, read_images
+from pfungst.domains.image import MANIFESTS, ImageData, Preprocess, UnreadableImage, load_batch, read_images
+from pfungst.domains.large import Region, open_large
 from pfungst.errors import DataError, ModelError, PfungstError, RelevanceError, SettingError
+from pfungst.explanations import Explanation, TargetMap, describe_explanation
+from pfungst.filenames import name_pictures, printable, slug_classes
+from pfungst.journals import Journal
 from pfungst.lrp import LRP, Preset
 from pfungst.models import LoadedModel, load_model
+from pfungst.predictions import (
+    Prediction,
+    choose_outputs,
+    describe_outputs,
+    name_classes,
+    read_targets,
+    tell_output,
+)
+from pfungst.pyramids import write_pyramid
 from pfungst.store import Run, writing
+from pfungst.windows import (
+    Windows,
+    make_windows,
+    mean_output,
+    shrink_maps,
+    shrink_picture,
+    slide,
+    window_preprocess,
+)
 
 SAVE = ("none", "npy", "safetensors")
-_TARGETS = "give predicted, top3, a class name or an index"
 _LEAST_SIDE = 224  # heatmaps of smaller inputs are enlarged to at least this
+JOURNALS = ".windows"  # what is done of large pictures, while the call lasts
+_MOST_SIDE = 2048  # larger pictures are drawn at a whole fraction of their size
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One output of the model for one picture.
-
-    ``logit``: the output as the model returns it.  ``probability``: its softmax, or the output itself where the model's
-    outputs are probabilities already; None where the model has a single output.
-    """
-
-    index: int
-    name: str
-    logit: float
-    probability: float | None
-
-
-@dataclass(frozen=True)
-class TargetMap:
-    """The explanation of one output of one picture, and its files (in ``out``).
-
-    ``total``: Σ relevance.  ``absorbed``: the share of the output that biases and stabilisers took, 1 - Σ/f; None where
-    f = 0.  ``scale``: the |relevance| of a pixel, channels summed, from which on it has the end colour.
-    ``relevance``: the file with the scores, float32 (C, H, W), channels in the order of the model's input.
-    """
-
-    prediction: Prediction
-    total: float
-    absorbed: float | None
-    scale: float
-    heatmap: str
-    overlay: str
-    relevance: str | None
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """One picture: its explained outputs, its greatest outputs, its sheet; or the reason why it was skipped."""
-
-    path: Path
-    targets: tuple[TargetMap, ...] = ()
-    top: tuple[Prediction, ...] = ()
-    sheet: str | None = None
-    skipped: str = ""
-
-
-@dataclass(frozen=True)
 class _Mapped:
-    """A picture between its relevance and its drawing; ``maps`` are (H, W), one a target, with their slugs."""
+    """A picture between its relevance and its drawing; ``maps`` are (H, W), one a target, with their slugs.
+
+    ``detail``: a large picture and its maps (targets, H, W) in full, for pyramids.
+    """
 
     name: str
     pixels: np.ndarray
@@ -91,6 +73,8 @@ class _Mapped:
     totals: tuple[float, ...]
     maps: tuple[np.ndarray, ...]
     saved: tuple[str | None, ...]
+    windows: int = 0
+    detail: tuple[Region, np.ndarray] | None = None
 
 
 def explain(
@@ -104,6 +88,9 @@ def explain(
     same_scale: bool = False,
     quantile: float = 0.995,
     save: str = "none",
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    pyramid: str | Path | None = None,
     batch_size: int = 16,
     workers: int = 0,
     device: str = "cpu",
@@ -121,6 +108,12 @@ def explain(
     ``topk``: how many of the greatest outputs are listed.
     ``same_scale``: one colour scale for all pictures (all maps are held in memory); otherwise one a picture, which its
     targets share.  ``quantile``: share of the pixels that lie within the scale; 1 = the scale is the greatest.
+    ``window``: slide a window of this size (one side, or height and width, in pixels of the picture) over each picture,
+    ``stride`` pixels further each time (half the window by default).  The model sees one window at a time, resized to
+    its input where that has another size; a pixel's relevance is the mean over the windows that saw it, and outputs are
+    means over windows.  Pictures of more than 2048 pixels a side are drawn at a whole fraction of their size.
+    The same call goes on where it was killed.
+    ``pyramid``: a folder for deep-zoom tiles (``.dzi``) of the picture and of each overlay at full size.
     ``workers``: threads that read pictures.  ``progress(done, total)`` counts steps of the work.
     ``model_options``: as of ``load_model`` (weights, size, mean, std, channels, classes).
 
@@ -134,13 +127,17 @@ def explain(
         loaded = model
     else:
         loaded = load_model(model, device=device, **model_options)
+    if window is None and (stride is not None or pyramid is not None):
+        raise SettingError("a stride or a pyramid without a window", "give --window, the side of what the model sees")
+    windows = None if window is None else make_windows(window, stride)
     data = _collect(images)
-    preprocess = _complete(loaded, data)
+    preprocess = _complete(loaded, data) if windows is None else window_preprocess(_complete(loaded, data))
     ends = [end[None, :, None, None].to(device) for end in (preprocess.low, preprocess.high) if end is not None]
     lrp = LRP(loaded.module, preset, bounds=(ends[0], ends[1]) if ends else None)
     work = _Work(
-        loaded, preprocess, lrp, data, Run(out), _name_pictures(data.paths), targets, topk, save, quantile,
-        batch_size, workers, torch.device(device), same_scale, progress,
+        loaded, preset, preprocess, lrp, data, Run(out), name_pictures(data.paths), targets, topk, save, quantile,
+        batch_size, workers, torch.device(device), same_scale, progress, windows,
+        None if pyramid is None else Path(pyramid),
     )  # fmt: skip
     with writing(Path(out)):
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -152,6 +149,7 @@ class _Work:
     """The settings of one call, and what becomes known on the way: class names, file names in use, results."""
 
     loaded: LoadedModel
+    preset: str | Preset
     preprocess: Preprocess
     lrp: LRP
     data: ImageData
@@ -166,7 +164,10 @@ class _Work:
     device: torch.device
     same_scale: bool
     progress: Progress | None
+    windows: Windows | None
+    pyramid: Path | None
     steps: int = 0
+    total: int = 0  # steps; an estimate while windows of pictures to come are not known
     classes: tuple[str, ...] = ()
     wanted: list[tuple[str, int]] = field(default_factory=list)
     taken: set[str] = field(default_factory=lambda: {"explanations.json"})
@@ -174,7 +175,9 @@ class _Work:
 
     def do(self) -> list[Explanation]:
         try:
-            pictures: Iterable[tuple[int, _Mapped | str]] = self.map_pictures()
+            self.total = len(self.data) * (2 if self.same_scale else 1)
+            slid = ((row, self.map_large(row)) for row in range(len(self.data)))
+            pictures: Iterable[tuple[int, _Mapped | str]] = slid if self.windows else self.map_pictures()
             scale = None
             if self.same_scale:
                 pictures = list(self.tick(pictures))
@@ -188,14 +191,19 @@ class _Work:
                 self.record()
             raise
         self.record()
+        shutil.rmtree(self.run.path / JOURNALS, ignore_errors=True)
         return [self.results[row] for row in range(len(self.data))]
 
     def tick(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
             yield item
-            self.steps += 1
-            if self.progress is not None:
-                self.progress(self.steps, len(self.data) * (2 if self.same_scale else 1))
+            if self.windows is None:
+                self.tell(1)
+
+    def tell(self, steps: int) -> None:
+        self.steps += steps
+        if self.progress is not None:
+            self.progress(self.steps, self.total)
 
     def map_pictures(self) -> Iterator[tuple[int, _Mapped | str]]:
         """Every picture with its maps, or the reason why it was skipped."""
@@ -213,16 +221,9 @@ class _Work:
             raise _model_error(error, inputs, self.batch_size) from error
         output = trace.scores.detach().float().cpu()
         for row, values in zip(rows, output, strict=True):
-            if not bool(torch.isfinite(values).all()):
-                raise ModelError(
-                    f"the model returns NaN or infinity for {self.data.ids[row]}",
-                    "check the weights, and that --mean and --std are those of its training",
-                )
-        if not self.classes:
-            self.classes = _class_names(self.loaded, output.shape[1])
-            self.wanted = _read_targets(self.targets, self.classes)
-        predictions = [_predictions(values, self.classes) for values in output]
-        chosen = [_choose(self.wanted, values) for values in output]
+            self.check_output(values, row)
+        predictions = [describe_outputs(values, self.classes) for values in output]
+        chosen = [choose_outputs(self.wanted, values) for values in output]
         rounds = max(len(one) for one in chosen)
         scores: list[list[np.ndarray]] = [[] for _ in rows]
         for k in range(rounds):
@@ -235,25 +236,83 @@ class _Work:
         pixels = (self.preprocess.to_pixels(inputs).permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
         return [self.keep(row, pixels[i], predictions[i], chosen[i], scores[i]) for i, row in enumerate(rows)]
 
+    def check_output(self, output: Tensor, row: int) -> None:
+        """Raise where the outputs (outputs,) of a picture are not finite; the first say what can be asked for."""
+        if not bool(torch.isfinite(output).all()):
+            raise ModelError(
+                f"the model returns NaN or infinity for {self.data.ids[row]}",
+                "check the weights, and that --mean and --std are those of its training",
+            )
+        if not self.classes:
+            self.classes = name_classes(self.loaded, len(output))
+            self.wanted = read_targets(self.targets, self.classes)
+
+    def map_large(self, row: int) -> _Mapped | str:
+        """A picture with its maps by sliding windows, or the reason why it was skipped."""
+        assert self.windows is not None
+        try:
+            picture = open_large(self.data.paths[row])
+            count = self.windows.count(picture.size)
+            if not count:
+                height, width = self.windows.window
+                return f"{picture.size[1]} x {picture.size[0]} pixels, smaller than the window of {width} x {height}"
+            self.total = self.steps + 2 * count * (len(self.data) - row)
+            journal = Journal(self.run.path / JOURNALS / self.names[row], self.identify(row))
+            how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.device, "tell": self.tell}
+            how["journal"] = journal
+            output = mean_output(self.lrp.model, picture, self.preprocess, self.windows, **how)
+            self.check_output(output, row)
+            chosen = choose_outputs(self.wanted, output)
+            slid = slide(self.lrp, picture, self.preprocess, self.windows, chosen, **how)
+            factor = math.ceil(max(picture.size) / _MOST_SIDE)
+            pixels = shrink_picture(picture, factor)
+        except UnreadableImage as error:
+            return str(error)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise _model_error(error, torch.empty(1, *self.preprocess.shape), self.batch_size) from error
+        scores = [one[None] for one in slid.maps]
+        maps = shrink_maps(slid.maps, factor)
+        kept = self.keep(row, pixels, describe_outputs(output, self.classes), chosen, scores, maps, slid.totals)
+        return replace(kept, windows=count, detail=(picture, slid.maps) if self.pyramid else None)
+
+    def identify(self, row: int) -> dict[str, Any]:
+        """What a picture's windows depend on, but for the targets."""
+        assert self.windows is not None
+        return {
+            "model": self.loaded.digest,
+            "preset": repr(self.preset),
+            "preprocess": self.preprocess.digest(),
+            "picture": self.data.select([row]).digest(),
+            "windows": [*self.windows.window, *self.windows.stride],
+            "batch": [self.batch_size, str(self.device), torch.__version__],
+        }
+
     def keep(
-        self, row: int, pixels: np.ndarray, predictions: list[Prediction], chosen: list[int], scores: list[np.ndarray]
+        self,
+        row: int,
+        pixels: np.ndarray,
+        predictions: list[Prediction],
+        chosen: list[int],
+        scores: list[np.ndarray],
+        maps: Iterable[np.ndarray] | None = None,
+        totals: Sequence[float] | None = None,
     ) -> _Mapped:
         """Choose the file names, save the relevance if asked for, and keep what the drawing needs."""
-        for index, values in zip(chosen, scores, strict=True):
-            if not np.isfinite(values).all():
+        if totals is None:
+            totals = [float(values.sum(dtype=np.float64)) for values in scores]
+        for index, total in zip(chosen, totals, strict=True):
+            if not math.isfinite(total):
                 raise RelevanceError(
                     f"the relevance of {self.classes[index]!r} in {self.data.ids[row]} is NaN or infinite",
                     "try another --preset; the weights may hold values that are not finite",
                 )
-        slugs = _slugs(chosen, self.classes)
+        slugs = slug_classes(chosen, self.classes)
         name = self.claim(self.names[row], slugs)
         saved: list[str | None] = [None] * len(slugs)
         if self.save == "npy":
             for k, values in enumerate(scores):
                 saved[k] = f"{name}_{slugs[k]}_relevance.npy"
-                buffer = io.BytesIO()
-                np.save(buffer, values)
-                self.run.write_bytes(f"{saved[k]}", buffer.getvalue())
+                self.run.write_array(f"{saved[k]}", values)
         elif self.save == "safetensors":
             saved = [f"{name}_relevance.safetensors"] * len(slugs)
             tensors = {slug: np.ascontiguousarray(values) for slug, values in zip(slugs, scores, strict=True)}
@@ -264,8 +323,8 @@ class _Work:
             top=tuple(sorted(predictions, key=lambda one: -one.logit)[: self.topk]),
             explained=tuple(predictions[index] for index in chosen),
             slugs=slugs,
-            totals=tuple(float(values.sum(dtype=np.float64)) for values in scores),
-            maps=tuple(heatmaps.pool_channels(values) for values in scores),
+            totals=tuple(totals),
+            maps=tuple(map(heatmaps.pool_channels, scores) if maps is None else maps),
             saved=tuple(saved),
         )
 
@@ -293,33 +352,56 @@ class _Work:
             for file, pixels in zip(files, (heatmaps.color(scores, scale), overlays[-1]), strict=True):
                 heatmaps.save_png(heatmaps.enlarge(pixels, factor), self.run.path / file)
             absorbed = 1 - one.totals[k] / prediction.logit if prediction.logit else None
-            targets.append(TargetMap(prediction, one.totals[k], absorbed, scale, files[0], files[1], one.saved[k]))
+            tiles = self.draw_tiles(one, k, scale)
+            targets.append(
+                TargetMap(prediction, one.totals[k], absorbed, scale, files[0], files[1], one.saved[k], tiles)
+            )
         clipped = any(float(np.abs(scores).max()) > scale for scores in one.maps)
         meaning = heatmaps.describe_scale(scale, self.quantile if clipped else 1, self.same_scale)
+        notes = [meaning, f"model {printable(self.loaded.name)}, preset {self.lrp.preset.name}"]
+        if self.windows:
+            (height, width), (down, right) = self.windows.window, self.windows.stride
+            notes.append(f"mean over {one.windows} windows of {width} x {height} pixels, every {right} x {down}")
         shown = {prediction.index for prediction in one.explained}
         sheet = heatmaps.draw_sheet(
-            _printable(path.name),
+            printable(path.name),
             one.pixels,
             overlays,
-            [(prediction.name, _told(prediction)) for prediction in one.explained],
-            [heatmaps.Bar(p.name, _told(p), p.probability, p.index in shown) for p in one.top],
+            [(prediction.name, tell_output(prediction)) for prediction in one.explained],
+            [heatmaps.Bar(p.name, tell_output(p), p.probability, p.index in shown) for p in one.top],
             heatmaps.colorbar(scale, width=heatmaps.PANEL, clipped=clipped, font_size=14),
-            [meaning, f"model {_printable(self.loaded.name)}, preset {self.lrp.preset.name}"],
+            notes,
         )
         heatmaps.save_png(sheet, self.run.path / f"{one.name}.png")
-        return Explanation(path, tuple(targets), one.top, f"{one.name}.png")
+        whole = self.draw_tiles(one, None, scale)
+        return Explanation(path, tuple(targets), one.top, f"{one.name}.png", windows=one.windows, pyramid=whole)
+
+    def draw_tiles(self, one: _Mapped, target: int | None, scale: float) -> str | None:
+        """The pyramid of the picture, or of one target's overlay; None where none is asked for."""
+        if one.detail is None or self.pyramid is None:
+            return None
+        picture, maps = one.detail
+        if target is None:
+            return write_pyramid(self.pyramid, one.name, picture.size, picture.read, form="jpeg").name
+
+        def read(top: int, left: int, height: int, width: int) -> np.ndarray:
+            pixels = np.asarray(picture.read(top, left, height, width)) / 255
+            return heatmaps.overlay(pixels, maps[target, top : top + height, left : left + width], scale)
+
+        return write_pyramid(self.pyramid, f"{one.name}_{one.slugs[target]}_overlay", picture.size, read).name
 
     def record(self) -> None:
         """``explanations.json``: what was done so far, and with which settings."""
         content = {
             "version": 1,
-            "model": _printable(self.loaded.name),
+            "model": printable(self.loaded.name),
             "model_digest": self.loaded.digest,
             "preprocess": self.preprocess.describe(),
             "preset": self.lrp.preset.name,
             "same_scale": self.same_scale,
             "quantile": self.quantile,
-            "images": [_as_json(self.results[row]) for row in sorted(self.results)],
+            **({"window": self.windows.window, "stride": self.windows.stride} if self.windows else {}),
+            "images": [describe_explanation(self.results[row]) for row in sorted(self.results)],
         }
         self.run.write_json("explanations.json", content)
 
@@ -347,7 +429,7 @@ def _collect(images: Sequence[str | Path]) -> ImageData:
         raise DataError("there are no pictures", "give one image file or more, or a folder of them")
     files = tuple(paths.values())
     labels = np.full(len(files), -1, dtype=np.int64)
-    return ImageData(tuple(_printable(str(path)) for path in files), files, labels, (), None, Path())
+    return ImageData(tuple(printable(str(path)) for path in files), files, labels, (), None, Path())
 
 
 def _complete(loaded: LoadedModel, data: ImageData) -> Preprocess:
@@ -362,81 +444,6 @@ def _complete(loaded: LoadedModel, data: ImageData) -> Preprocess:
     return preprocess
 
 
-def _class_names(loaded: LoadedModel, outputs: int) -> tuple[str, ...]:
-    names = loaded.classes or ()
-    if len(names) > outputs:
-        surplus = "; the first is 'background', remove that line" if names[0].casefold() == "background" else ""
-        raise ModelError(
-            f"there are {len(names)} class names, but the model has {outputs} outputs{surplus}",
-            "give --classes FILE with one name an output, in their order",
-        )
-    return (*names, *(f"output {index}" for index in range(len(names), outputs)))
-
-
-def _read_targets(targets: Any, classes: tuple[str, ...]) -> list[tuple[str, int]]:
-    """("top", k) for the k greatest outputs, ("class", index) for one of them."""
-    parts = [targets] if isinstance(targets, (str, int)) else list(targets)
-    wanted: list[tuple[str, int]] = []
-    for part in parts:
-        # Many class names have commas themselves ("tench, Tinca tinca"): the whole is tried before its parts.
-        pieces = part.split(",") if isinstance(part, str) and not _matches(part, classes) else [part]
-        wanted += [_read_target(one, classes) for one in pieces if str(one).strip()]
-    if not wanted:
-        raise SettingError("no targets", _TARGETS)
-    return wanted
-
-
-def _read_target(target: Any, classes: tuple[str, ...]) -> tuple[str, int]:
-    text = str(target).strip()
-    if isinstance(target, str) and (found := _matches(text, classes)):
-        if len(found) > 1:
-            fits = ", ".join(f"{index} ({classes[index]})" for index in found)
-            raise SettingError(f"the target {text!r} fits several classes: {fits}", "give one of the indices")
-        return "class", found[0]
-    if text == "predicted":
-        return "top", 1
-    if text == "label":
-        raise SettingError("loose pictures have no label", _TARGETS)
-    if (top := re.fullmatch(r"top(\d+)", text)) and int(top[1]) > 0:
-        return "top", min(int(top[1]), len(classes))
-    if re.fullmatch(r"-?\d+", text):
-        if not 0 <= int(text) < len(classes):
-            raise SettingError(f"the target {text} is no output", f"the outputs are 0 to {len(classes) - 1}")
-        return "class", int(text)
-    words = {_words(part): part.strip() for name in classes for part in (*name.split(","), name)}
-    close = ", ".join(words[key] for key in difflib.get_close_matches(_words(text), words, n=3))
-    near = f"; close: {close}" if close else ""
-    raise SettingError(f"the target {text!r} is none of the {len(classes)} classes{near}", _TARGETS)
-
-
-def _matches(text: str, classes: tuple[str, ...]) -> list[int]:
-    """Classes of that name; else those that list it among their synonyms, without regard to case."""
-    exact = [index for index, name in enumerate(classes) if name == text.strip()]
-    wanted = _words(text)
-    return exact or [
-        index for index, name in enumerate(classes) if wanted in {_words(name), *map(_words, name.split(","))}
-    ]
-
-
-def _choose(wanted: list[tuple[str, int]], output: Tensor) -> list[int]:
-    """The outputs of one picture that are explained, each once."""
-    order = output.argsort(descending=True, stable=True).tolist()
-    chosen: list[int] = []
-    for kind, value in wanted:
-        chosen += order[:value] if kind == "top" else [value]
-    return list(dict.fromkeys(chosen))
-
-
-def _predictions(output: Tensor, classes: tuple[str, ...]) -> list[Prediction]:
-    values = output.double()
-    probabilities: list[float] | list[None] = [None]
-    if len(values) > 1:
-        # A model that ends in a softmax returns probabilities: a second softmax would flatten them.
-        ready = bool((values >= 0).all()) and abs(float(values.sum()) - 1) < 1e-3
-        probabilities = (values if ready else values.softmax(0)).tolist()
-    return [Prediction(i, *row) for i, row in enumerate(zip(classes, values.tolist(), probabilities, strict=True))]
-
-
 def _model_error(error: Exception, inputs: Tensor, batch_size: int) -> ModelError:
     if "out of memory" in str(error).lower():
         return ModelError(f"out of memory with {batch_size} pictures at once", "give a smaller --batch-size")
@@ -445,56 +452,3 @@ def _model_error(error: Exception, inputs: Tensor, batch_size: int) -> ModelErro
         f"the model cannot take an input of shape {tuple(inputs.shape)}: {why}",
         "check --size and --channels (L is one grey channel), and --mean/--std with one value a channel",
     )
-
-
-def _name_pictures(paths: Sequence[Path]) -> list[str]:
-    """A file name for each picture: its stem, with as many of its folders as tell it from the others."""
-    found: dict[int, str] = {}
-    absolute = [path.absolute() for path in paths]
-    waiting = list(range(len(paths)))
-    for depth in range(1, max(len(path.parts) for path in absolute) + 1):
-        names = {i: _slug("_".join([*absolute[i].parts[-depth:-1], absolute[i].stem]), 120) for i in waiting}
-        folded = [name.casefold() for name in names.values()]
-        found |= {i: name for i, name in names.items() if folded.count(name.casefold()) == 1}
-        waiting = [i for i in waiting if i not in found]
-    # Left: cat.png beside cat.jpg, and what claim() then tells apart by numbers.
-    return [found.get(i) or _slug(absolute[i].name.replace(".", "_"), 120) for i in range(len(paths))]
-
-
-def _slugs(indices: Sequence[int], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """A file name for each class: its first synonym; with the indices where two are alike."""
-    slugs = [_slug(classes[index].split(",")[0], 60) for index in indices]
-    if len({slug.casefold() for slug in slugs}) < len(slugs):
-        slugs = [f"{slug}_{index}" for slug, index in zip(slugs, indices, strict=True)]
-    return tuple(slugs)
-
-
-def _slug(text: str, most: int) -> str:
-    """Letters, digits, dots and dashes of a text; at most ``most`` bytes, as file systems count."""
-    kept = re.sub(r"[^\w.-]+", "_", _printable(text)).strip("._") or "_"
-    return kept.encode()[:most].decode(errors="ignore")
-
-
-def _words(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").split())
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _told(one: Prediction) -> str:
-    """An output in words: its probability and the value itself."""
-    if one.probability is None:
-        return f"output {one.logit:.3g}"
-    percent = f"{one.probability:.1%}" if one.probability >= 0.001 else "under 0.1%"
-    return f"{percent}, output {one.logit:.3g}"
-
-
-def _as_json(one: Explanation) -> dict[str, Any]:
-    path = {"path": _printable(str(one.path))}
-    if one.skipped:
-        return {**path, "skipped": one.skipped}
-    targets = [asdict(target) for target in one.targets]
-    flat = [{**target.pop("prediction"), **target} for target in targets]
-    return {**path, "sheet": one.sheet, "targets": flat, "topk": [asdict(prediction) for prediction in one.top]}

@@ -54,9 +54,18 @@ def palette_table(palette: str) -> np.ndarray:
     return np.rint(np.stack(channels, 1)).astype(np.uint8)
 
 
+def as_array(values: Any) -> np.ndarray:
+    """Values of a tensor, on whatever device and of whatever precision, or of anything that NumPy takes."""
+    if not hasattr(values, "detach"):
+        return np.asarray(values)
+    tensor = values.detach().cpu()
+    array: np.ndarray = (tensor.float() if tensor.element_size() < 4 else tensor).numpy()  # NumPy has no bfloat16
+    return array
+
+
 def pool_channels(relevance: Any) -> np.ndarray:
     """Relevance by place, (H, W) or (n, H, W) float32: the sum over the channels of (C, H, W) or (n, C, H, W)."""
-    values = np.asarray(relevance, dtype=np.float32)
+    values = as_array(relevance).astype(np.float32, copy=False)
     if values.ndim not in (3, 4):
         raise SettingError(f"relevance of shape {values.shape}", "give (channels, height, width), or a batch of them")
     return values.sum(-3)
@@ -350,7 +359,7 @@ def save_png(picture: np.ndarray | Image.Image, path: str | Path) -> None:
 
 
 def _finite(scores: Any) -> np.ndarray:
-    values = np.asarray(scores, dtype=float)
+    values = as_array(scores).astype(float, copy=False)
     if values.ndim != 2:
         raise SettingError(f"scores of shape {values.shape}", "give (height, width): pool_channels sums the channels")
     if not np.isfinite(values).all():

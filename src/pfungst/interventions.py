@@ -11,24 +11,23 @@ paste    (sufficiency) the region of a member is put on pictures of other classe
 borders  (the talk's test, for regions along the border) to noise, to one constant colour, to a random colour each.
          Control: a frame as wide, further inside.
 
-Effect = treated change minus control change of the class's logit (and probability, and decisions).  Each with a paired
-bootstrap interval and a sign-flip permutation p.  The region is chosen on one part of the members ("design"), the
-effects are measured on the others.
+The region is chosen on one part of the members ("design"), the effects are measured on the others.  What a test says,
+and what follows from all of them, is in ``evidence.py``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pfungst.cuts import fill_blur, fill_colour, fill_harmonic, fill_noise, frame_mask, paste
+from pfungst.evidence import Evidence, Verdict, compare
 from pfungst.regions import (
     Direction,
     Laboratory,
@@ -45,88 +44,6 @@ from pfungst.regions import (
 LEVEL, POWER = 0.005, 0.8  # of one test; the level allows for Holm's correction over ten findings
 MOST_PICTURES = 10_000
 AREAS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
-# Noise is evidence of its own kind to a network, the more the greater the region: it is reported, it does not decide.
-REQUIRED = ("cut:colour", "cut:exchange", "paste:same place")
-WHOLE = ("undo", "apply")  # the tests that decide on a cue without a place, see probes.py
-MATCHED = ("paste:same place", "paste:same rule")  # the second for moving regions only, and then required too
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """One test.  Changes are means over its n pictures, in units of the logit unless said otherwise.
-
-    treated, control   change of the class's logit by the treatment and by its control
-    effect, interval   their difference and its 95 % bootstrap interval
-    p                  two-sided sign-flip permutation p of the difference
-    probability        difference of the change in the class's probability
-    flips, control_flips  share of pictures whose decision changes: away from the class (cut), to it (paste)
-    """
-
-    test: str
-    n: int
-    treated: float
-    control: float
-    effect: float
-    interval: tuple[float, float]
-    p: float
-    probability: float
-    flips: float
-    control_flips: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the experiments say: confirmed, refuted or open.
-
-    p        greatest p of the required tests, after Holm's correction over the findings of the run
-    distance mean logit of members less that of other classes: the way that evidence has to go
-    reason   the rule that decided, in words
-    """
-
-    verdict: str
-    p: float
-    distance: float
-    region: Region
-    evidence: tuple[Evidence, ...]
-    reason: str
-
-
-def describe_verdict(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as JSON has it; the region without its mask."""
-    region = verdict.region
-    return {
-        "verdict": verdict.verdict,
-        "p": verdict.p,
-        "reason": verdict.reason,
-        "distance": verdict.distance,
-        "region": {"kind": region.kind, "source": region.source, "area": region.area},
-        "evidence": [{**asdict(one), "interval": list(one.interval)} for one in verdict.evidence],
-    }
-
-
-def compare(
-    test: str, treated: np.ndarray, control: np.ndarray, decisions: tuple[np.ndarray, ...], seed: int
-) -> Evidence:
-    """Evidence from paired changes (n, 2): column 0 logit, column 1 probability; ``decisions``: flipped or not."""
-    difference = (treated - control)[:, 0]
-    n = len(difference)
-    rng = np.random.default_rng(seed)
-    means = difference[rng.integers(0, n, (2000, n))].mean(1)
-    flipped = np.abs((rng.integers(0, 2, (4999, n)) * 2 - 1) @ difference) / n
-    p = (1 + int((flipped >= abs(difference.mean()) - 1e-12).sum())) / 5000
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Evidence(
-        test=test,
-        n=n,
-        treated=float(treated[:, 0].mean()),
-        control=float(control[:, 0].mean()),
-        effect=float(difference.mean()),
-        interval=(float(low), float(high)),
-        p=float(p),
-        probability=float((treated - control)[:, 1].mean()),
-        flips=float(decisions[0].mean()),
-        control_flips=float(decisions[1].mean()),
-    )
 
 
 # ---- one finding ---------------------------------------------------------------------------------------------------
@@ -419,84 +336,3 @@ def _test_pastes(lab: Laboratory, target: int, scene: Scene, seed: int) -> Itera
         )
         flips = ~was & (after == target), ~was & (after_control == target)
         yield compare(name, treated, control, flips, seed)
-
-
-# ---- verdicts --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Standard:
-    """What evidence has to show; see the settings of the same names.
-
-    min_share  least effect that counts, as a share of the way from other classes' scores to the members'
-    min_own    least part of a paste's effect that the same place of ordinary members must lack
-    separate   least suspicion of the group: in experiments a piece of one cloud can work as well as a group apart
-    alpha      chance of a false confirmation in the run
-    """
-
-    min_share: float = 0.1
-    min_own: float = 0.5
-    separate: float = 0.3
-    alpha: float = 0.05
-
-
-def required(verdict: Verdict) -> list[Evidence]:
-    """The tests that decide, those of them that were made."""
-    return [evidence for evidence in verdict.evidence if evidence.test in (*REQUIRED, *MATCHED, *WHOLE)]
-
-
-def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> Verdict:
-    """The verdict by rule: see ``reason`` of the result.  ``p``: the corrected p of the required tests."""
-    tests = {evidence.test: evidence for evidence in verdict.evidence}
-    whole = verdict.region.kind == "whole"
-    if any(name not in tests for name in (WHOLE if whole else REQUIRED)):
-        return replace(verdict, verdict="open", p=p, reason="there are no pictures of other classes to paste on")
-    needed = required(verdict)
-    signs = [-1 if evidence.test.startswith(("cut", "undo")) else 1 for evidence in needed]
-    least = standard.min_share * max(verdict.distance, 0)
-    for evidence, sign in zip(needed, signs, strict=True):
-        most = max(sign * end for end in evidence.interval)
-        if most < least:
-            reason = f"{evidence.test}: at most {most:+.2f} in favour, {least:.2f} is the least that counts"
-            return replace(verdict, verdict="refuted", p=p, reason=reason)
-    ordinary = tests["apply" if whole else "paste:ordinary evidence"]
-    if ordinary.interval[1] < 0:
-        reason = f"pasted, the region says less for the class than its ordinary evidence ({ordinary.effect:+.2f})"
-        return replace(verdict, verdict="refuted", p=p, reason=reason)
-    matched = [evidence for evidence in needed if evidence.test in (*MATCHED, "apply")]
-    for evidence in matched:
-        if evidence.interval[1] < standard.min_own * evidence.treated:
-            share = evidence.control / evidence.treated
-            source = "the opposite change brings" if whole else "ordinary members bring"
-            reason = f"{evidence.test}: {source} {share:.0%} of the effect, so it is not the group's own"
-            return replace(verdict, verdict="refuted", p=p, reason=reason)
-    weak = [e.test for e, sign in zip(needed, signs, strict=True) if sign * e.effect < least]
-    weak += [ordinary.test] if ordinary.effect <= 0 else []
-    weak += [f"{e.test} (share of its own)" for e in matched if e.effect < standard.min_own * e.treated]
-    tried = "undoing and applying it" if whole else "cut and paste"
-    if p <= standard.alpha and not weak and suspicion < standard.separate:
-        reason = f"{tried} work, but the group is hardly apart from its class (suspicion {suspicion:.2f})"
-        return replace(verdict, verdict="open", p=p, reason=reason)
-    if p <= standard.alpha and not weak:
-        reason = f"{tried} both work, beyond every control (corrected p = {p:.2g})"
-        return replace(verdict, verdict="confirmed", p=p, reason=reason)
-    reason = f"corrected p = {p:.2g}" + (f"; effect too small to count in {', '.join(weak)}" if weak else "")
-    return replace(verdict, verdict="open", p=p, reason=reason)
-
-
-def correct(
-    verdicts: Sequence[Verdict], suspicions: Sequence[float], standard: Standard, tries: Sequence[int] | None = None
-) -> list[Verdict]:
-    """The verdicts with Holm's correction over all: the chance of one false confirmation in a run is at most alpha.
-
-    suspicions  of the findings, aligned with their verdicts
-    tries       how many causes were tried of each, of which one was kept: so many tests more.  1 by default
-    """
-    raw = [max((evidence.p for evidence in required(verdict)), default=1.0) for verdict in verdicts]
-    tests = sum(tries) if tries else len(raw)
-    corrected = [1.0] * len(raw)
-    running = 0.0
-    for rank, i in enumerate(sorted(range(len(raw)), key=lambda i: raw[i])):
-        running = max(running, min(1.0, raw[i] * (tests - rank)))
-        corrected[i] = running
-    return [judge(v, standard, p, suspicion) for v, p, suspicion in zip(verdicts, corrected, suspicions, strict=True)]

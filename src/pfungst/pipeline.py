@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from pfungst.cards import show_audit, show_finding
 from pfungst.confirmations import Confirmation, confirm
 from pfungst.domains.image import ImageData
 from pfungst.engines import map_blocks_on_ray
@@ -213,6 +214,9 @@ class Finding:
     def __repr__(self) -> str:
         return f"Finding({self.record['id']}, {self.record['verdict']}: {self.record['summary']})"
 
+    def _repr_html_(self) -> str:
+        return show_finding(self.record, self._audit.run.path)
+
     def judge(self, answer: str, note: str = "", by: str | None = None) -> Judgement:
         """Say what it is: "cheat", "legitimate" or "unsure"; kept in the run folder, ``by`` the user if not given."""
         return judge(self._audit.run, self.record["id"], answer, note=note, by=by)
@@ -262,3 +266,6 @@ class Audit:
         verdicts = [finding.verdict for finding in self.findings]
         counts = {name: verdicts.count(name) for name in ("confirmed", "refuted", "open")}
         return f"Audit({self.run.path}, {', '.join(f'{n} {name}' for name, n in counts.items())})"
+
+    def _repr_html_(self) -> str:
+        return show_audit(self.run.describe(), [finding.record for finding in self.findings], self.run.path)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from pfungst.alterations import CHANGES, COLOURS, Alteration, find_alteration
 from pfungst.domains.preprocessing import Preprocess
+from pfungst.evidence import Evidence, Verdict, compare
 from pfungst.findings import SAME, jaccard, repeats, valley_depth
-from pfungst.interventions import Case, Evidence, Verdict, compare, measure_changes
+from pfungst.interventions import Case, measure_changes
 from pfungst.maps import READ, Progress, Subject, make_laboratory
 from pfungst.properties import SEEN
 from pfungst.regions import Laboratory, Region
@@ -329,7 +330,7 @@ def _lose_by_undoing(
 def examine_alteration(
     lab: Laboratory, preprocess: Preprocess, case: Case, alteration: Alteration, *, most: int = 48, seed: int = 0
 ) -> Verdict:
-    """The tests of a finding without a place; the verdict stays open, see ``interventions.correct``.
+    """The tests of a finding without a place; the verdict stays open, see ``evidence.correct``.
 
     undo   (necessity) members are made like the rest of their class.  Control: they are changed as much the other way;
            where detail is exchanged for that of ordinary members, it is exchanged among members.

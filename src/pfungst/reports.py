@@ -5,12 +5,12 @@ The report reads stored results only; it computes nothing that is not in the run
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pfungst.charts import draw_effects, draw_map, draw_spectrum
+from pfungst.cards import embed_png
+from pfungst.charts import draw_effects, draw_map, draw_spectrum, write_colours
 from pfungst.confirmations import read_confirmations, tell
 from pfungst.errors import RunError
 from pfungst.judgements import ANSWERS, add_judgements, read_judgements
@@ -79,6 +79,7 @@ def _content(run: Run) -> dict[str, Any]:
         "set_aside": reasons,
         "set_aside_total": sum(len(ids) for _, ids in reasons),
         "settings": description["settings"],
+        "colours": write_colours,
     }
 
 
@@ -99,8 +100,7 @@ def _judged(findings: list[dict[str, Any]]) -> str:
 
 
 def _image(run: Run, name: str) -> str:
-    data = base64.b64encode((run.path / name).read_bytes()).decode()
-    return f"data:image/png;base64,{data}"
+    return embed_png((run.path / name).read_bytes())
 
 
 def _finding(run: Run, finding: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -132,13 +132,20 @@ class Run:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all."""
+        self._write(name, lambda handle: handle.write(content))
+
+    def write_array(self, name: str, values: np.ndarray) -> None:
+        """Write an array as .npy, whole or not at all; one that lies on disk is not read into memory."""
+        self._write(name, lambda handle: np.save(handle, values))
+
+    def _write(self, name: str, write: Callable[[BinaryIO], Any]) -> None:
         target = self.path / name
         beside = target.with_name(f".{target.name}.part")
         with writing(self.path):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with beside.open("wb") as handle:
-                    handle.write(content)
+                    write(handle)
                     handle.flush()
                     os.fsync(handle.fileno())
                 beside.replace(target)

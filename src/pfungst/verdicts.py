@@ -13,18 +13,9 @@ from pfungst import heatmaps
 from pfungst.alterations import Alteration
 from pfungst.assignments import thin
 from pfungst.cuts import fill_colour, paste
+from pfungst.evidence import Evidence, Standard, Verdict, correct, describe_verdict
 from pfungst.heatmaps import encode_png
-from pfungst.interventions import (
-    Case,
-    Evidence,
-    Samples,
-    Standard,
-    Verdict,
-    correct,
-    describe_verdict,
-    examine,
-    observe,
-)
+from pfungst.interventions import Case, Samples, examine, observe
 from pfungst.maps import READ, Progress, Subject, make_laboratory
 from pfungst.neighbours import find_duplicates
 from pfungst.portraits import describe_portrait, draw_portrait, explain_place, read_columns

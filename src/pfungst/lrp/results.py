@@ -45,3 +45,8 @@ class Relevance:
         if self._again is None:
             raise SettingError(f"no relevance was kept at {layer!r}", f"LRP(...)(x, layers=[{layer!r}])")
         return self._again(layer)
+
+    def _repr_html_(self) -> str:
+        from pfungst.cards import show_relevance  # Pillow is for those who look
+
+        return show_relevance(self)
