@@ -48,7 +48,7 @@ guards
 reports exports
 pipeline explain
 runs
-plot widget
+plot widget viewer
 demo
 cli
 """.strip().splitlines()
@@ -58,6 +58,7 @@ INSIDE = {
     "lrp": "operators targets | modules | tokens | plan functions calls marks | samples rules | unbiased | gradients"
     " presets pools | cells | interception | handlers | even | products | nodes | norms | recurrent | results places"
     " | inputs streams | traces | engine | concepts adapters",
+    "viewer": "access calls opened | server",
     "exports": "rows | tables coco fiftyone virelay",
     "domains": "decoding labels preprocessing | manifests large | image",
 }

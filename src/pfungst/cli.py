@@ -15,6 +15,8 @@ import click
 from pfungst.errors import PfungstError
 from pfungst.settings import Settings
 
+_ANSWERS = ["cheat", "legitimate", "unsure", "withdrawn"]
+
 _MODEL_HELP = """MODEL is one of
 
 \b
@@ -163,10 +165,28 @@ def report(run: str) -> None:
     click.echo(f"Report: {write_report(Run(run))}")
 
 
+@cli.command(epilog="Example:  pfungst view runs/before runs/after --port 8000")
+@click.argument("run", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="On 127.0.0.1. [default: any that is free]")
+@click.option("--images", default=None, type=click.Path(), help="Where the pictures are now, if moved.")
+@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
+def view(run: tuple[str, ...], port: int, images: str | None, browser: bool) -> None:
+    """Look at finished RUNs in the browser, and judge their findings with the keyboard.
+
+    The page is on this machine alone. From another one, forward the port:  ssh -L 8000:127.0.0.1:8000 HOST
+    """
+    from pfungst.viewer.server import serve
+
+    def tell(address: str) -> None:
+        click.echo(f"Open {address}\nCtrl-C ends the viewer.", err=True)
+
+    serve(run, port=port, images=images, browser=browser, tell=tell)
+
+
 @cli.command(epilog="Example:  pfungst judge runs/photos f001 cheat --note 'the source tag at the bottom'")
 @click.argument("run", type=click.Path(exists=True, file_okay=False))
 @click.argument("finding")
-@click.argument("answer", metavar="cheat|legitimate|unsure", type=click.Choice(["cheat", "legitimate", "unsure"]))
+@click.argument("answer", metavar="cheat|legitimate|unsure|withdrawn", type=click.Choice(_ANSWERS))
 @click.option("--note", default="", help="Why, in words.")
 @click.option("--by", default=None, help="Who says so. [default: the user of the system]")
 def judge(run: str, finding: str, answer: str, note: str, by: str | None) -> None:

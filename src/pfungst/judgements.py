@@ -23,6 +23,7 @@ from pfungst.findings import SAME, jaccard
 from pfungst.store import JUDGEMENTS, Run, writing
 
 ANSWERS = ("cheat", "legitimate", "unsure")
+WITHDRAWN = "withdrawn"  # the answer of somebody who takes back what was said last
 _OTHER = (("model", "another model"), ("data", "other data"))
 
 
@@ -30,7 +31,7 @@ _OTHER = (("model", "another model"), ("data", "other data"))
 class Judgement:
     """What one person said of one finding.
 
-    answer   one of ``ANSWERS``
+    answer   one of ``ANSWERS``, or ``WITHDRAWN``
     by, at   who, and when (UTC, ISO 8601)
     finding  the finding's id in the run in which it was judged; class and samples are what it is recognised by
     model, data  digests of what the run was of
@@ -65,10 +66,10 @@ class Judgement:
 def write_judgement(run: Run, finding: str, answer: str, *, note: str = "", by: str | None = None) -> Judgement:
     """Write down what a person says of a finding of the run; ``by``: the user of the system if not given.
 
-    Raises SettingError for another answer than ``ANSWERS``, RunError where the run has no such finding.
+    Raises SettingError for an answer that is none of these, RunError where the run has no such finding.
     """
-    if answer not in ANSWERS:
-        raise SettingError(f"{answer!r} is no judgement", f"it is one of {', '.join(ANSWERS)}")
+    if answer not in (*ANSWERS, WITHDRAWN):
+        raise SettingError(f"{answer!r} is no judgement", f"it is one of {', '.join((*ANSWERS, WITHDRAWN))}")
     record = find_record(run, finding)
     description = run.describe()
     judgement = Judgement(
@@ -140,6 +141,12 @@ def add_judgements(run: Run, records: Sequence[dict[str, Any]]) -> list[dict[str
     matched = match_judgements(records, read_judgements(run)[0])
     description = run.describe()
     return [{**one, "judgements": [j.record(description) for j in matched[one["id"]]]} for one in records]
+
+
+def last_answer(record: dict[str, Any]) -> str:
+    """What a finding with its ``judgements`` counts as now; "" where nobody judged, or it was taken back."""
+    answer = str(record["judgements"][-1]["answer"]) if record.get("judgements") else ""
+    return "" if answer == WITHDRAWN else answer
 
 
 def _append(run: Run, line: str) -> None:

@@ -6,6 +6,7 @@ The report reads stored results only; it computes nothing that is not in the run
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,30 @@ from pfungst.cards import embed_png
 from pfungst.charts import draw_effects, draw_map, draw_spectrum, write_colours
 from pfungst.confirmations import read_confirmations, tell
 from pfungst.errors import RunError
-from pfungst.judgements import ANSWERS, add_judgements, read_judgements
+from pfungst.judgements import ANSWERS, add_judgements, last_answer, read_judgements
 from pfungst.store import JUDGEMENTS, Run
 from pfungst.strategies import OVERALL, SHOWN, rank_classes, read_strategies
 
-_REGION_TITLES = {
-    "member": "a member",
-    "cut": "region cut out",
-    "cut_control": "control cut out",
-    "foreign": "another class",
-    "paste": "region pasted",
-    "paste_control": "control pasted",
+# What the pictures of an experiment show, by the name of their file: of a region, or of a property of whole pictures.
+EXPERIMENT_TITLES = {
+    "region": {
+        "member": "a member",
+        "cut": "region cut out",
+        "cut_control": "control cut out",
+        "foreign": "another class",
+        "paste": "region pasted",
+        "paste_control": "control pasted",
+    },
+    "whole": {
+        "member": "a member",
+        "cut": "it undone",
+        "cut_control": "control: the other way",
+        "foreign": "another class",
+        "paste": "it applied",
+        "paste_control": "control: the other way",
+    },
 }
-_WHOLE_TITLES = {
-    "member": "a member",
-    "cut": "it undone",
-    "cut_control": "control: the other way",
-    "foreign": "another class",
-    "paste": "it applied",
-    "paste_control": "control: the other way",
-}
-_VERDICT_ORDER = {"confirmed": 0, "open": 1, "refuted": 2}
+VERDICT_ORDER = {"confirmed": 0, "open": 1, "refuted": 2}
 
 
 def write_report(run: Run) -> Path:
@@ -59,14 +63,14 @@ def _content(run: Run) -> dict[str, Any]:
     """All that the template shows."""
     description = run.describe()
     content = run.read_json("findings.json")
-    findings = sorted(add_judgements(run, content["findings"]), key=lambda f: (_VERDICT_ORDER[f["verdict"]], f["rank"]))
+    findings = sorted(add_judgements(run, content["findings"]), key=lambda f: (VERDICT_ORDER[f["verdict"]], f["rank"]))
     ids, aside = _samples(run)
     reasons = _set_aside(ids, aside)
     strategies = list(read_strategies(run))
     counts = Counter(f["verdict"] for f in findings)
     return {
         "run": description,
-        "headline": _headline(counts),
+        "headline": write_headline(counts),
         "findings": [_finding(run, finding) for finding in findings],
         "untested": content["untested"],
         "counts": counts,
@@ -83,19 +87,20 @@ def _content(run: Run) -> dict[str, Any]:
     }
 
 
-def _headline(counts: Counter[str]) -> str:
-    confirmed = counts["confirmed"]
+def write_headline(counts: Mapping[str, int]) -> str:
+    """The run in one sentence, from the number of findings by verdict."""
+    confirmed = counts.get("confirmed", 0)
     if confirmed:
         plural = "s" if confirmed > 1 else ""
         return f"{confirmed} confirmed finding{plural}: the model uses {'these cues' if plural else 'this cue'}."
-    if counts:
+    if sum(counts.values()):
         return "Nothing confirmed with these settings."
     return "Nothing found with these settings."
 
 
 def _judged(findings: list[dict[str, Any]]) -> str:
     """How many findings people call what, in words; "" if nobody judged."""
-    last = Counter(finding["judgements"][-1]["answer"] for finding in findings if finding["judgements"])
+    last = Counter(map(last_answer, findings))
     return ", ".join(f"{last[answer]} {answer}" for answer in ANSWERS if last[answer])
 
 
@@ -106,7 +111,7 @@ def _image(run: Run, name: str) -> str:
 def _finding(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
     folder = f"findings/{finding['id']}"
     notes = run.read_json(f"{folder}/experiment.json") or {}
-    titles = _WHOLE_TITLES if finding["where"]["kind"] == "whole" else _REGION_TITLES
+    titles = EXPERIMENT_TITLES["whole" if finding["where"]["kind"] == "whole" else "region"]
     experiment = [
         {"title": title, "src": _image(run, f"{folder}/{key}.png"), **notes[key]}
         for key, title in titles.items()
@@ -114,6 +119,7 @@ def _finding(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         **finding,
+        "judged": last_answer(finding),
         "mean_image": _image(run, f"{folder}/mean.png"),
         "mask_image": _image(run, finding["where"]["mask"]),
         "why_image": _image(run, finding["why"]),

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from pfungst.errors import RunError
-from pfungst.exports.rows import Samples, last_answer, measure_picture, new_file, put_on_picture
+from pfungst.exports.rows import Samples, measure_picture, new_file, put_on_picture
+from pfungst.judgements import last_answer
 from pfungst.store import Run
 
 

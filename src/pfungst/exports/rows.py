@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
 from pfungst.domains.preprocessing import Preprocess, from_description
 from pfungst.errors import DataError, RunError, SettingError
-from pfungst.judgements import add_judgements, find_record
+from pfungst.judgements import add_judgements, find_record, last_answer
 from pfungst.maps import READ
 from pfungst.store import Run, writing
 
@@ -51,7 +52,7 @@ class Samples:
     def members(self, finding: dict[str, Any]) -> np.ndarray:
         """Places in ``rows`` of the members of one of the findings, ascending."""
         wanted = pa.array(finding["samples"], pa.string())
-        found = pa.compute.is_in(self.table.column("id"), value_set=wanted)
+        found = pc.is_in(self.table.column("id"), value_set=wanted)
         places: np.ndarray = np.flatnonzero(found.to_numpy())
         return places
 
@@ -91,7 +92,7 @@ def select_samples(
     wanted = np.array([name in told or not findings for name in ids], dtype=bool)
     if whole_classes and findings:
         classes = pa.array(sorted({record["class"] for record in records}))
-        wanted |= pa.compute.is_in(table.column("class"), value_set=classes).to_numpy()
+        wanted |= pc.is_in(table.column("class"), value_set=classes).to_numpy()
     rows = np.flatnonzero(wanted)
     table = table.take(pa.array(rows))
     if images is not None:
@@ -112,11 +113,6 @@ def _id(record: dict[str, Any]) -> str:
 
 def _verdict(record: dict[str, Any]) -> str:
     return str(record["verdict"])
-
-
-def last_answer(record: dict[str, Any]) -> str:
-    """The latest judgement of a finding; "" where nobody judged."""
-    return str(record["judgements"][-1]["answer"]) if record["judgements"] else ""
 
 
 def join_lists(table: pa.Table) -> pa.Table:

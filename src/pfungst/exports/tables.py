@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pfungst.exports.rows import Samples, join_lists, last_answer, new_file, new_folder
+from pfungst.exports.rows import Samples, join_lists, new_file, new_folder
+from pfungst.judgements import last_answer
 from pfungst.vectors import unit_rows
 
 _SEVERITY = {"confirmed": "high", "open": "medium", "refuted": "low"}

@@ -1,0 +1,349 @@
+// The page of one finding: pictures of members beside others, evidence, and what a person needs to decide.
+
+import { useEffect, useState } from "preact/hooks";
+import { findingUrl, get, lastAnswer, type Answer, type Finding, type Listed } from "./api";
+import { EvidenceChart, signed, SpectrumChart } from "./charts";
+import { Picture, scaleOf, useMaps, usePalettes, WHOLE, type Look, type Mode } from "./pictures";
+import { go, type State } from "./state";
+
+const AT_ONCE = 12;
+const MODES: Mode[] = ["input", "overlay", "relevance"];
+const ROLES: Record<string, string> = {
+  members: "Members",
+  central: "At the centre",
+  rim: "At the rim",
+  nearest: "Nearest that are no members",
+};
+
+export function FindingPage(props: {
+  run: number;
+  listed: Listed;
+  state: State;
+  onAnswer: (what: Answer) => void;
+  onNote: () => void;
+  onUndo: () => void;
+}) {
+  const { run, listed } = props;
+  const [finding, setFinding] = useState<Finding>();
+  const [failure, setFailure] = useState("");
+  useEffect(() => {
+    get<Finding>(`runs/${run}/findings/${listed.id}`).then(setFinding, (error: Error) => setFailure(error.message));
+  }, [run, listed.id]);
+  const answer = lastAnswer(listed);
+  return (
+    <article>
+      <button type="button" class="plain back" onClick={() => go({ finding: "" })}>
+        ← all findings
+      </button>
+      <h2>
+        {listed.id}: {listed.class}, {listed.where.place}
+      </h2>
+      <p class="line">
+        <span class={`chip ${listed.verdict}`}>{listed.verdict}</span>
+        <span class="chip">suspicion {listed.suspicion.toFixed(2)}</span>
+        {answer && <span class="chip judged">judged: {answer}</span>}
+      </p>
+      <p class="summary">{listed.summary}</p>
+      <p class="soft">{listed.reason}</p>
+      <div class="line judging" role="group" aria-label="Your judgement">
+        {(["cheat", "legitimate", "unsure"] as Answer[]).map((what) => (
+          <button type="button" aria-pressed={answer === what} onClick={() => props.onAnswer(what)}>
+            {what} <kbd>{what[0]}</kbd>
+          </button>
+        ))}
+        <button type="button" onClick={props.onNote}>
+          note <kbd>n</kbd>
+        </button>
+        <button type="button" onClick={props.onUndo}>
+          undo <kbd>z</kbd>
+        </button>
+      </div>
+      {listed.judgements.length > 0 && (
+        <ul class="said">
+          {[...listed.judgements].reverse().map((one) => (
+            <li>
+              <b>{one.answer}</b>, says {one.by} ({one.at}){one.about && <span class="open"> {one.about}</span>}
+              {one.note && `: ${one.note}`}
+            </li>
+          ))}
+        </ul>
+      )}
+      {failure && <p class="failure">{failure}</p>}
+      {finding && (
+        <>
+          <Samples run={run} finding={finding} state={props.state} />
+          <Proof run={run} finding={finding} />
+          <Facts run={run} finding={finding} />
+        </>
+      )}
+    </article>
+  );
+}
+
+/** Members and those that are none, side by side: one look, one zoom and one scale for both. */
+function Samples({ run, finding, state }: { run: number; finding: Finding; state: State }) {
+  const known = usePalettes();
+  const [zoom, setZoom] = useState(WHOLE);
+  const { look = "overlay", palette = "diverging", opacity = "90", scale = "same", left = "members", right = "nearest", page = "0" } =
+    state.values;
+  const first = AT_ONCE * (Number(page) || 0);
+  const wanted: Look = {
+    mode: (MODES.includes(look as Mode) ? look : "overlay") as Mode,
+    palette,
+    opacity: Math.min(1, Math.max(0, Number(opacity) / 100)),
+    same: scale === "same",
+  };
+  const rowsOf = (role: string): number[] => {
+    if (role === "central" || role === "rim" || role === "nearest") return finding[role];
+    return finding.rows.slice(first, first + AT_ONCE);
+  };
+  const sides = [rowsOf(left), rowsOf(right)];
+  const maps = useMaps(run, sides.flat(), wanted.mode !== "input");
+  const most = scaleOf(maps);
+  const set = (name: string, value: string) => go({ values: { [name]: value } }, true);
+  return (
+    <section aria-label="Pictures">
+      <div class="line tools">
+        <div class="line" role="group" aria-label="What is shown">
+          {MODES.map((mode) => (
+            <button type="button" aria-pressed={wanted.mode === mode} onClick={() => set("look", mode)}>
+              {mode}
+            </button>
+          ))}
+        </div>
+        <label>
+          Opacity
+          <input
+            type="range"
+            min="0"
+            max="100"
+            value={opacity}
+            disabled={wanted.mode !== "overlay"}
+            onInput={(event) => set("opacity", event.currentTarget.value)}
+          />
+        </label>
+        <label>
+          Palette
+          <select value={palette} onChange={(event) => set("palette", event.currentTarget.value)}>
+            {Object.keys(known?.palettes ?? { diverging: 0 }).map((name) => (
+              <option value={name}>{name}</option>
+            ))}
+          </select>
+        </label>
+        <label>
+          Scale
+          <select value={scale} onChange={(event) => set("scale", event.currentTarget.value)}>
+            <option value="same">one for all</option>
+            <option value="own">each its own</option>
+          </select>
+        </label>
+        {zoom.factor > 1 && (
+          <button type="button" onClick={() => setZoom(WHOLE)}>
+            whole pictures
+          </button>
+        )}
+      </div>
+      {wanted.mode !== "input" && (
+        <Legend palette={palette} look={wanted} most={most} oneSided={known?.one_sided.includes(palette) ?? false} />
+      )}
+      <div class="sides">
+        {sides.map((rows, side) => (
+          <div>
+            <h3>
+              <select
+                aria-label={side ? "Right side" : "Left side"}
+                value={side ? right : left}
+                onChange={(event) => set(side ? "right" : "left", event.currentTarget.value)}
+              >
+                {Object.entries(ROLES).map(([role, title]) => (
+                  <option value={role}>{title}</option>
+                ))}
+              </select>
+            </h3>
+            <div class="pictures">
+              {rows.map((row, i) => (
+                <Picture
+                  key={row}
+                  run={run}
+                  row={row}
+                  look={wanted}
+                  map={maps[side * sides[0]!.length + i]}
+                  scale={most}
+                  zoom={zoom}
+                  onZoom={setZoom}
+                  label={`sample ${row}, ${side ? ROLES[right] : ROLES[left]}`}
+                />
+              ))}
+            </div>
+            {(side ? right : left) === "members" && finding.rows.length > AT_ONCE && (
+              <div class="line">
+                <button type="button" disabled={first === 0} onClick={() => set("page", String(Number(page) - 1))}>
+                  previous
+                </button>
+                <span class="soft small">
+                  {first + 1} to {Math.min(first + AT_ONCE, finding.rows.length)} of {finding.rows.length}
+                </span>
+                <button
+                  type="button"
+                  disabled={first + AT_ONCE >= finding.rows.length}
+                  onClick={() => set("page", String(Number(page) + 1))}
+                >
+                  next
+                </button>
+              </div>
+            )}
+          </div>
+        ))}
+      </div>
+      <p class="soft small">
+        Double-click, or turn the wheel with Ctrl, to zoom all pictures alike. Members come in the order of the data;
+        maps are those of the run, on the part of the picture that the model gets.
+      </p>
+    </section>
+  );
+}
+
+function Legend({ palette, look, most, oneSided }: { palette: string; look: Look; most: number; oneSided: boolean }) {
+  const known = usePalettes();
+  const table = known?.palettes[palette];
+  if (!table) return null;
+  const stops = [0, 0.25, 0.5, 0.75, 1].map((share) => `rgb(${table[Math.round(share * (table.length - 1))]!.join()})`);
+  const end = look.same ? most.toPrecision(2) : "the greatest of each picture";
+  return (
+    <p class="line legend small">
+      <span>{oneSided ? "0" : `against (${look.same ? `−${end}` : "−"})`}</span>
+      <span class="ramp" style={{ backgroundImage: `linear-gradient(90deg, ${stops.join()})` }} />
+      <span>for the class ({look.same ? `+${end}` : "+"})</span>
+      <span class="soft">{look.same ? "one scale for all pictures" : "each picture has a scale of its own"}</span>
+    </p>
+  );
+}
+
+function Proof({ run, finding }: { run: number; finding: Finding }) {
+  return (
+    <section aria-label="Evidence">
+      <h3>Evidence</h3>
+      <EvidenceChart evidence={finding.evidence} />
+      <p class="soft small">
+        Change of the score of {finding.class}: <span class="mark treated">●</span> treated,{" "}
+        <span class="mark">○</span> its control; the bar is the 95 % interval of their difference, drawn from the
+        control. Bold tests decide. The way from other classes to the members is {finding.distance.toFixed(2)}.
+      </p>
+      {finding.experiment.length > 0 && (
+        <div class="pictures steps">
+          {finding.experiment.map((one) => (
+            <figure>
+              <img src={findingUrl(run, finding.id, one.name)} alt={one.title} loading="lazy" />
+              <figcaption>
+                {one.title}: score {one.score.toFixed(2)}, taken for {one.decision}
+              </figcaption>
+            </figure>
+          ))}
+        </div>
+      )}
+      <details>
+        <summary>All numbers</summary>
+        <div class="scroll">
+          <table>
+            <thead>
+              <tr>
+                {["test", "n", "treated", "control", "effect", "95 %", "p", "probability", "decisions", "control's"].map((name) => (
+                  <th scope="col">{name}</th>
+                ))}
+              </tr>
+            </thead>
+            <tbody>
+              {finding.evidence.map((one) => (
+                <tr>
+                  <th scope="row">{one.test}</th>
+                  <td>{one.n}</td>
+                  <td>{signed(one.treated)}</td>
+                  <td>{signed(one.control)}</td>
+                  <td>{signed(one.effect)}</td>
+                  <td>
+                    {signed(one.interval[0])} … {signed(one.interval[1])}
+                  </td>
+                  <td>{one.p.toPrecision(2)}</td>
+                  <td>{signed(one.probability)}</td>
+                  <td>{(100 * one.flips).toFixed(0)} %</td>
+                  <td>{(100 * one.control_flips).toFixed(0)} %</td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </div>
+      </details>
+      {finding.again.map((one) => (
+        <p>
+          Repeated with seed {one.seed}: <b class={one.verdict}>{one.verdict}</b>. {one.lines.join(" ")}
+        </p>
+      ))}
+    </section>
+  );
+}
+
+function share(value: number | null): string {
+  return value === null ? "unknown" : `${(100 * value).toFixed(0)} %`;
+}
+
+function Facts({ run, finding }: { run: number; finding: Finding }) {
+  const { spectrum } = finding;
+  return (
+    <section class="facts">
+      <div>
+        <h3>What sets the members apart</h3>
+        {finding.traits.length ? (
+          <ul>
+            {finding.traits.map((one) => (
+              <li>{one.text}</li>
+            ))}
+          </ul>
+        ) : (
+          <p class="soft">No property and no column of the metadata tells them from the rest of their class.</p>
+        )}
+        <p>
+          Recognised rightly: {share(finding.accuracy.members)} of the members, {share(finding.accuracy.others)} of the
+          others. Mean probability: {share(finding.probability.members)} and {share(finding.probability.others)}.{" "}
+          {finding.distinct} of {finding.size} are no near-duplicates of each other.
+        </p>
+      </div>
+      <div>
+        <h3>Where and in which channels</h3>
+        <div class="pictures three">
+          {(
+            [
+              ["mask", "the region"],
+              ["why", "cells that make it a cluster"],
+              ["mean", "mean map"],
+            ] as const
+          ).map(([name, title]) => (
+            <figure>
+              <img src={findingUrl(run, finding.id, name)} alt={title} loading="lazy" />
+              <figcaption>{title}</figcaption>
+            </figure>
+          ))}
+        </div>
+        {finding.channels.length > 0 && (
+          <ul>
+            {finding.channels.slice(0, 8).map((one) => (
+              <li>
+                {one.layer}, channel {one.channel}: {share(one.share)} of the evidence
+              </li>
+            ))}
+          </ul>
+        )}
+        <p class="soft small">Seen in {finding.views.join(", ")}.</p>
+      </div>
+      <div>
+        <h3>Spectrum of the class</h3>
+        <SpectrumChart spectrum={spectrum} />
+        <p class="soft small">
+          {spectrum.clusters ?? "–"} cluster{spectrum.clusters === 1 ? "" : "s"}
+          {spectrum.p !== null && `; so clear a gap in a class without groups: p = ${spectrum.p.toPrecision(2)}`}
+          {spectrum.separability !== null && `; separability ${spectrum.separability.toFixed(2)}`}
+          {spectrum.separability_p !== null && ` (p = ${spectrum.separability_p.toPrecision(2)})`}.
+        </p>
+      </div>
+    </section>
+  );
+}
