@@ -79,6 +79,7 @@ CHANGES = {
     "noise": noisy,
     "blockiness": lambda p: compressed(p, 8),
     "plain border": framed,
+    "plain frame": framed,
 }
 
 

@@ -30,6 +30,7 @@ SEEN = {
     "noise": ("smoother", "noisier"),
     "blockiness": ("less blocky", "blockier"),
     "plain border": ("busier at the border", "plainer at the border"),
+    "plain frame": ("busier all around", "plainer all around"),
 }
 FILED = {
     "width": ("narrower", "wider"),
@@ -62,7 +63,7 @@ def measure_pixels(pixels: Tensor) -> Tensor:
         *_levels(pixels),
         *_details(grey, spread),
         _block_grid(grey),
-        _border(pixels),
+        *_border(pixels),
     ]
     return torch.stack(columns, 1)
 
@@ -106,13 +107,13 @@ def _block_grid(grey: Tensor) -> Tensor:
     return result
 
 
-def _border(pixels: Tensor) -> Tensor:
-    """Minus log of the deviation within each of the four sides, the plainest side; a twelfth of the picture wide."""
+def _border(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus log of the deviation within the four sides, a twelfth of the picture wide: the plainest and the busiest."""
     height, width = pixels.shape[2:]
     rows, columns = max(1, height // 12), max(1, width // 12)
     sides = pixels[:, :, :rows], pixels[:, :, -rows:], pixels[..., :columns], pixels[..., -columns:]
     deviations = torch.stack([side.flatten(2).std(2, correction=0).mean(1) for side in sides], 1)
-    return -(deviations.amin(1) + 1e-3).log()
+    return -(deviations.amin(1) + 1e-3).log(), -(deviations.amax(1) + 1e-3).log()
 
 
 def measure_file(path: Path) -> tuple[list[float], str]:
