@@ -60,6 +60,12 @@ def framed(picture: Image.Image) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def framed_all_around(picture: Image.Image) -> Image.Image:
+    pixels = np.full_like(np.asarray(picture), 120)
+    pixels[6:-6, 6:-6] = np.asarray(picture)[6:-6, 6:-6]
+    return Image.fromarray(pixels)
+
+
 def noisy(picture: Image.Image) -> Image.Image:
     pixels = np.asarray(picture) + RNG.normal(0, 15, (*picture.size, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -79,7 +85,7 @@ CHANGES = {
     "noise": noisy,
     "blockiness": lambda p: compressed(p, 8),
     "plain border": framed,
-    "plain frame": framed,
+    "plain frame": framed_all_around,
 }
 
 
