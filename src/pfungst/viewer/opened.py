@@ -188,7 +188,7 @@ class OpenRun:
         if as_input and self.preprocess is not None:
             top, left, bottom, right = self.preprocess.window(picture.height, picture.width)
             height, width = self.preprocess.size
-            shrink = side / max(height, width)
+            shrink = min(1.0, side / max(height, width))
             wanted = max(1, round(width * shrink)), max(1, round(height * shrink))
             picture = picture.transform(
                 wanted,
@@ -200,7 +200,7 @@ class OpenRun:
         else:
             picture.thumbnail((side, side))
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=88)
+        picture.save(file, "JPEG", quality=90, subsampling=0)  # small pictures keep their colours
         return file.getvalue()
 
     def _check(self, row: int) -> None:
