@@ -108,12 +108,16 @@ def _block_grid(grey: Tensor) -> Tensor:
 
 
 def _border(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Minus log of the deviation within the four sides, a twelfth of the picture wide: the plainest and the busiest."""
-    height, width = pixels.shape[2:]
-    rows, columns = max(1, height // 12), max(1, width // 12)
-    sides = pixels[:, :, :rows], pixels[:, :, -rows:], pixels[..., :columns], pixels[..., -columns:]
-    deviations = torch.stack([side.flatten(2).std(2, correction=0).mean(1) for side in sides], 1)
-    return -(deviations.amin(1) + 1e-3).log(), -(deviations.amax(1) + 1e-3).log()
+    """Minus log of the deviation within the four sides: of the plainest one, and of the busiest.
+
+    Sides are a twelfth of the picture wide where one counts; a thirty-second where all do, as a frame may be thin.
+    """
+    deviations = []
+    for part in (12, 32):
+        rows, columns = (max(1, length // part) for length in pixels.shape[2:])
+        sides = pixels[:, :, :rows], pixels[:, :, -rows:], pixels[..., :columns], pixels[..., -columns:]
+        deviations.append(torch.stack([side.flatten(2).std(2, correction=0).mean(1) for side in sides], 1))
+    return -(deviations[0].amin(1) + 1e-3).log(), -(deviations[1].amax(1) + 1e-3).log()
 
 
 def measure_file(path: Path) -> tuple[list[float], str]:

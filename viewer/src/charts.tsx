@@ -1,50 +1,62 @@
 // Charts as SVG, from numbers: what the experiments measured, and the spectrum of a class.
 
+import { useEffect, useState } from "preact/hooks";
 import type { Evidence, Spectrum } from "./api";
 
 const NEEDED = ["cut:colour", "cut:exchange", "paste:same place", "paste:same rule", "undo", "apply"];
 
-/** Changes of the class's score by each test: the treatment with the interval of its effect, and the control. */
+/** Changes of the class's score by each test: the treatment with the interval of its effect, and the control.
+ *
+ * On a narrow screen the names stand above their lines, so that they can be read. */
 export function EvidenceChart({ evidence }: { evidence: Evidence[] }) {
+  const narrow = useNarrow();
   const ends = evidence.flatMap((one) => [one.treated, one.control, one.control + one.interval[0], one.control + one.interval[1]]);
   const low = Math.min(0, ...ends);
   const high = Math.max(0, ...ends);
   const span = high - low || 1;
-  const x = (value: number) => 170 + (440 * (value - low)) / span;
-  const height = 26 * evidence.length + 30;
+  const [width, left, step] = narrow ? [360, 16, 40] : [640, 170, 26];
+  const x = (value: number) => left + ((width - left - 30) * (value - low)) / span;
+  const height = step * evidence.length + 30;
+  const ticks = [low, 0, high].filter((one, i) => i !== 1 || (x(0) - x(low) > 40 && x(high) - x(0) > 40));
   return (
-    <svg class="effects" viewBox={`0 0 640 ${height}`} role="img" aria-label={describe(evidence)}>
+    <svg class="effects" viewBox={`0 0 ${width} ${height}`} role="img" aria-label={describe(evidence)}>
       <line class="axis" x1={x(0)} x2={x(0)} y1={4} y2={height - 24} />
       {evidence.map((one, i) => (
-        <g transform={`translate(0 ${16 + 26 * i})`}>
+        <g transform={`translate(0 ${step * (i + 1) - 10})`}>
           <title>{`${one.test}: effect ${signed(one.effect)} (${signed(one.interval[0])} to ${signed(one.interval[1])}), p = ${one.p.toPrecision(2)}, n = ${one.n}`}</title>
-          <text x={160} y={4} text-anchor="end" class={NEEDED.includes(one.test) ? "needed" : ""}>
+          <text
+            x={narrow ? 0 : left - 10}
+            y={narrow ? -13 : 4}
+            text-anchor={narrow ? "start" : "end"}
+            class={NEEDED.includes(one.test) ? "needed" : ""}
+          >
             {one.test}
           </text>
-          <line
-            class="interval"
-            x1={x(one.control + one.interval[0])}
-            x2={x(one.control + one.interval[1])}
-            y1={0}
-            y2={0}
-          />
+          <line class="interval" x1={x(one.control + one.interval[0])} x2={x(one.control + one.interval[1])} y1={0} y2={0} />
           <circle class="control" cx={x(one.control)} cy={0} r={4.5} />
           <circle class="treated" cx={x(one.treated)} cy={0} r={4.5} />
         </g>
       ))}
-      <text x={x(low)} y={height - 6} text-anchor="middle">
-        {signed(low)}
-      </text>
-      {x(0) - x(low) > 40 && high - low > 0 && (
-        <text x={x(0)} y={height - 6} text-anchor="middle">
-          0
+      {[...new Set(ticks)].map((value) => (
+        <text x={x(value)} y={height - 6} text-anchor="middle">
+          {value === 0 ? "0" : signed(value)}
         </text>
-      )}
-      <text x={x(high)} y={height - 6} text-anchor="middle">
-        {signed(high)}
-      </text>
+      ))}
     </svg>
   );
+}
+
+const NARROW = "(max-width: 520px)";
+
+function useNarrow(): boolean {
+  const [narrow, setNarrow] = useState(matchMedia(NARROW).matches);
+  useEffect(() => {
+    const query = matchMedia(NARROW);
+    const look = () => setNarrow(query.matches);
+    query.addEventListener("change", look);
+    return () => query.removeEventListener("change", look);
+  }, []);
+  return narrow;
 }
 
 export function signed(value: number): string {

@@ -1,0 +1,244 @@
+"""The viewer's page in a real browser: findings by keyboard and mouse, at two widths, in light and dark."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_story import BROWSER, needs_browser
+
+from pfungst.judgements import read_judgements, write_judgement
+from pfungst.store import Run
+from pfungst.viewer.opened import OpenRun
+from pfungst.viewer.server import Viewer, make_app
+
+playwright = pytest.importorskip("playwright.sync_api")
+uvicorn = pytest.importorskip("uvicorn")
+pytestmark = needs_browser
+TOKEN = "a-token-of-this-test"
+AXE = importlib.util.find_spec("axe_playwright_python")
+# Where screenshots go, to be looked at; nowhere by default.
+SHOTS = os.environ.get("PFUNGST_SCREENSHOTS")
+
+
+@pytest.fixture(scope="module")
+def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("viewed") / "roses"))
+
+
+@pytest.fixture(scope="module")
+def address(run: Path) -> Iterator[str]:
+    app = make_app(Viewer([OpenRun(run)]), TOKEN)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}/?token={TOKEN}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str, run: Path) -> Iterator[Any]:
+    """A page at 1280 x 900, on which no script failed and nothing broke the content security policy."""
+    (run / "judgements.jsonl").unlink(missing_ok=True)
+    opened, wrong = open_page(browser, address, 1280, "light")
+    yield opened
+    opened.context.close()
+    assert wrong == []
+
+
+def open_page(browser: Any, address: str, width: int, scheme: str) -> tuple[Any, list[str]]:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    opened, wrong = context.new_page(), []
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    opened.goto(address)
+    opened.wait_for_selector(".listed")
+    opened.wait_for_selector("article .sides .frame")
+    return opened, wrong
+
+
+def take(page: Any, name: str) -> None:
+    if SHOTS:
+        page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
+
+
+def current(page: Any) -> str:
+    return str(page.text_content(".listed[aria-current] b"))
+
+
+def said(run: Path) -> list[str]:
+    return [one.answer for one in read_judgements(Run(run))[0]]
+
+
+def wait_until(true: Any) -> None:
+    end = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_findings_are_walked_and_judged_by_keyboard(page: Any, run: Path) -> None:
+    ids = page.locator(".listed b").all_text_contents()
+    assert len(ids) > 1
+    assert "token" not in page.url
+    assert current(page) == ids[0]
+    page.keyboard.press("j")
+    assert current(page) == ids[1]
+    assert ids[1] in page.text_content("article h2")
+    page.keyboard.press("k")
+    page.keyboard.press("k")
+    assert current(page) == ids[0]
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Finding"
+    for key, answer in (("c", "cheat"), ("l", "legitimate"), ("u", "unsure")):
+        page.keyboard.press(key)
+        page.wait_for_selector(f"article .chip.judged:has-text('{answer}')")
+        assert said(run)[-1] == answer  # on disk before the page says so
+    page.keyboard.press("z")
+    page.wait_for_selector("article .chip.judged:has-text('legitimate')")
+    page.keyboard.press("z")
+    page.keyboard.press("z")
+    page.wait_for_selector("article .chip.judged", state="detached")
+    assert said(run) == ["cheat", "legitimate", "unsure", "legitimate", "cheat", "withdrawn"]
+    page.keyboard.press("z")
+    page.wait_for_selector("text=nothing to undo")
+
+
+def test_a_note_is_written(page: Any, run: Path) -> None:
+    page.keyboard.press("n")
+    page.keyboard.type("cjk <b>&amp; a yellow corner")  # letters that are keys elsewhere, and markup
+    page.select_option("dialog select", "cheat")
+    take(page, "note")
+    page.click("dialog >> text=Save")
+    page.wait_for_selector(".said >> text=a yellow corner")
+    (judgement,) = read_judgements(Run(run))[0]
+    assert (judgement.answer, judgement.note) == ("cheat", "cjk <b>&amp; a yellow corner")
+    assert page.locator(".said b", has_text="&").count() == 0
+
+
+def test_two_tabs_stay_in_step(page: Any, browser: Any, address: str, run: Path) -> None:
+    other, wrong = open_page(browser, address, 1280, "dark")
+    page.click("article >> text=legitimate")
+    other.wait_for_selector("article .chip.judged:has-text('legitimate')")
+    write_judgement(Run(run), current(page), "unsure", note="from the command line", by="Ada")
+    for tab in (page, other):
+        tab.wait_for_selector(".said >> text=says Ada")
+    other.context.close()
+    assert wrong == []
+
+
+def test_filters_and_links(page: Any, browser: Any, address: str) -> None:
+    everything = page.locator(".listed").count()
+    page.select_option("label:has-text('Verdict') select", "confirmed")
+    assert set(page.locator(".listed .chip.confirmed").all_text_contents()) == {"confirmed"}
+    assert 0 < page.locator(".listed").count() < everything
+    page.keyboard.press("/")
+    page.keyboard.type("no such words")
+    page.wait_for_selector("text=No finding passes these filters")
+    page.fill("input[type=search]", "")
+    page.fill("input[type=number]", "1000")
+    assert page.locator(".listed").count() == 0
+    page.fill("input[type=number]", "")
+    page.click("article >> text=relevance")
+    page.select_option("label:has-text('Palette') select", "dark")
+    page.click(".listed")
+    link = page.url
+    assert len(link) < 160
+    second = page.context.new_page()
+    second.goto(link)
+    second.wait_for_selector("article .sides canvas")
+    assert second.locator(".listed").count() == page.locator(".listed").count()
+    assert second.locator("button[aria-pressed=true]:has-text('relevance')").count() == 1
+    assert second.input_value("label:has-text('Palette') select") == "dark"
+    assert current(second) == current(page)
+    second.click(".back", force=True) if second.locator(".back").is_visible() else second.go_back()
+
+
+def test_pictures_are_looked_at(page: Any) -> None:
+    def colours() -> str:
+        return str(page.evaluate("document.querySelector('article .sides canvas').toDataURL()"))
+
+    page.wait_for_selector("article .sides canvas")
+    faint = colours()
+    page.locator("input[type=range]").fill("20")
+    page.wait_for_function("before => document.querySelector('.sides canvas').toDataURL() != before", arg=faint)
+    assert page.locator(".legend").text_content().count("one scale") == 1
+    page.select_option("label:has-text('Scale') select", "own")
+    assert "scale of its own" in page.text_content(".legend")
+    page.click("article >> text=input")
+    assert page.locator(".sides canvas").count() == 0
+    page.locator(".sides .frame").first.dblclick()
+    zoomed = page.evaluate("[...document.querySelectorAll('.sides .inside')].map((one) => one.style.transform)")
+    assert set(zoomed) == {"scale(3)"}, "all pictures are zoomed alike"
+    page.click("text=whole pictures")
+    assert "scale(1)" in page.locator(".sides .inside").first.get_attribute("style")
+    page.click("summary:has-text('All numbers')")
+    rows = page.locator("tbody tr").count()
+    assert rows == page.locator(".effects .treated").count() > 3
+    take(page, "finding")
+
+
+def test_help_opens_and_closes(page: Any) -> None:
+    page.keyboard.press("?")
+    assert page.locator("dialog kbd").count() >= 6
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_accessible_and_fits(browser: Any, address: str, width: int, scheme: str) -> None:
+    page, wrong = (open_page if width > 720 else open_narrow)(browser, address, width, scheme)
+    take(page, f"{width}-{scheme}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert wrong == []
+    assert list_barriers(page) == []
+    page.context.close()
+
+
+def list_barriers(page: Any) -> list[Any]:
+    """What axe-core finds on the page that is serious for people with disabilities."""
+    if AXE is None or AXE.origin is None:
+        pytest.skip("axe-playwright-python, which brings axe-core, is not installed")
+    page.evaluate((Path(AXE.origin).parent / "axe.min.js").read_text())
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [
+        (one["id"], [node["html"] for node in one["nodes"]][:3])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+def open_narrow(browser: Any, address: str, width: int, scheme: str) -> tuple[Any, list[str]]:
+    """On a narrow screen the list comes first, and a finding in its place."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, wrong = context.new_page(), []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.goto(address)
+    page.wait_for_selector(".listed")
+    assert not page.locator("article").is_visible()
+    take(page, f"{width}-{scheme}-list")
+    page.click(".listed")
+    page.wait_for_selector("article .sides .frame")
+    assert not page.locator(".listed").first.is_visible()
+    return page, wrong
