@@ -28,7 +28,8 @@ from pfungst.vectors import choose_layers, pool_channels, pool_maps
 
 Progress = Callable[[str, int, int], None]
 NOT_READ, READ = 0, 1
-_AHEAD = 2  # batches read before they are asked for
+_AHEAD = 3  # batches that are read, or being read, before they are asked for
+_READERS = 2  # one measures files while the other decodes pictures
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ def _read_ahead(subject: Subject, batches: list[np.ndarray]) -> Iterator[_Batch]
         inputs, ok, bad = load_batch(subject.data, rows.tolist(), subject.preprocess, subject.settings.workers)
         return _Batch(rows, inputs, ok, bad, [measure_file(subject.data.paths[row]) for row in ok])
 
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(_READERS) as reader:
         coming = deque(reader.submit(read, rows) for rows in batches[:_AHEAD])
         for rows in batches[_AHEAD:]:
             coming.append(reader.submit(read, rows))

@@ -123,26 +123,28 @@ def load_batch(
     """
     wanted = [int(index) for index in indices]
     needed = _needed(preprocess)
+    inputs = torch.empty(len(wanted), *preprocess.shape)  # filled by the threads: nothing is copied once more
 
-    def load(index: int) -> torch.Tensor | str:
+    def load(place: int) -> str | None:
         try:
-            image = open_image(data.paths[index], needed)
+            image = open_image(data.paths[wanted[place]], needed)
         except UnreadableImage as error:
             return str(error)
         try:
-            return preprocess(image)
+            inputs[place] = preprocess(image)
         except Exception as error:  # The model's own callable may raise anything.
             return f"preprocessing failed: {error or type(error).__name__}"
+        return None
 
+    places = range(len(wanted))
     if workers > 0 and len(wanted) > 1:
         with ThreadPoolExecutor(max_workers=min(workers, len(wanted))) as pool:
-            results = list(pool.map(load, wanted))
+            reasons = list(pool.map(load, places))
     else:
-        results = [load(index) for index in wanted]
-    ok = [index for index, result in zip(wanted, results, strict=True) if not isinstance(result, str)]
-    skipped = {index: result for index, result in zip(wanted, results, strict=True) if isinstance(result, str)}
-    inputs = [result for result in results if not isinstance(result, str)]
-    return torch.stack(inputs) if inputs else torch.empty(0, *preprocess.shape), ok, skipped
+        reasons = [load(place) for place in places]
+    read = [place for place in places if reasons[place] is None]
+    skipped = {wanted[place]: reason for place, reason in enumerate(reasons) if reason is not None}
+    return inputs if len(read) == len(wanted) else inputs[read], [wanted[place] for place in read], skipped
 
 
 def _needed(preprocess: Preprocess) -> int | None:
