@@ -46,6 +46,7 @@ counterevidence
 confirmations
 guards
 reports exports
+placements
 pipeline explain
 runs
 plot widget viewer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -214,14 +215,14 @@ def export(run: str, to: str, out: str, findings: str, images: str | None) -> No
     click.echo(f"Exported to {out}")
 
 
-def _reopening(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Arguments and options of the commands that go on with a finished run."""
+def _reopening(function: Callable[..., Any], what: str = "finding") -> Callable[..., Any]:
+    """Arguments and options of the commands that go on with a finished run, and with ``what`` of it."""
     for decorate in (
         click.option("--device", default=None, help="Where the model runs. [default: as in the audit]"),
         click.option("--images", default=None, type=click.Path(), help="Where the pictures are now, if moved."),
         click.option("--weights", default=None, type=click.Path(), help="Weights of the model, if moved or others."),
         click.option("--model", default=None, help="Another model than the run's. [default: the same again]"),
-        click.argument("finding"),
+        click.argument(what),
         click.argument("run", type=click.Path(exists=True, file_okay=False)),
     ):
         function = decorate(function)
@@ -249,6 +250,31 @@ def confirm(run: str, finding: str, as_json: bool, **options: Any) -> None:
         click.echo(json.dumps(result.record(), indent=1))
     else:
         _print_confirmation(result)
+
+
+@cli.command(epilog="Example:  pfungst place runs/photos new_photos/ --out placed.csv")
+@functools.partial(_reopening, what="pictures")
+@click.option("--out", default=None, type=click.Path(), help="Write a row a picture: .csv, .parquet or .json.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON and nothing else.")
+def place(run: str, pictures: str, out: str | None, as_json: bool, **options: Any) -> None:
+    """Place new PICTURES (a folder or manifest) on a finished RUN: whose findings they share, how odd they are.
+
+    The run stays as it is. Findings: those whose members a picture is like. Outlier: mean distance to the nearest
+    samples of its class, 1 being as usual.
+    """
+    from pfungst.placements import check_table, write_table
+    from pfungst.runs import place_pictures
+
+    if out is not None:
+        check_table(out)  # before the work
+    with _progress(quiet=as_json) as tell:
+        placed = place_pictures(run, pictures, progress=tell, **options)
+    if out is not None:
+        write_table(placed, out)
+    if as_json:
+        click.echo(json.dumps([one.record() for one in placed], indent=1))
+    else:
+        _print_placements(placed, out)
 
 
 @cli.command(epilog="Example:  pfungst guard runs/photos f001 --out tests/test_cue.py")
@@ -392,6 +418,26 @@ def _print_confirmation(result: Any) -> None:
     console.print(table)
     for line in result.lines():
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _print_placements(placed: list[Any], out: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title="Findings whose members they are like", title_justify="left")
+    for name in ("finding", "pictures", "for example"):
+        table.add_column(name, justify="right" if name == "pictures" else "left")
+    for finding in sorted({finding for one in placed for finding in one.findings}):
+        own = [one.id for one in placed if finding in one.findings]
+        table.add_row(finding, str(len(own)), ", ".join(own[:3]))
+    console.print(table)
+    odd = sorted((one for one in placed if one.outlier is not None), key=lambda one: -one.outlier)[:5]
+    console.print("Most unlike the run: " + ", ".join(f"{one.id} ({one.outlier:.1f})" for one in odd), markup=False)
+    for reason in sorted({one.reason for one in placed if one.reason}):
+        own = [one.id for one in placed if one.reason == reason]
+        console.print(f"{len(own)} not placed, {reason}: {', '.join(own[:3])}", markup=False)
+    console.print(f"{len(placed)} pictures{f': {out}' if out else ''}", markup=False)
 
 
 def _print_explanations(found: list[Any], out: Path) -> None:

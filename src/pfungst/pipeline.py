@@ -29,6 +29,7 @@ from pfungst.judgements import Judgement, add_judgements, write_judgement
 from pfungst.maps import READ, Progress, Subject, map_blocks, map_relevance, open_subject
 from pfungst.models import LoadedModel
 from pfungst.overall import find_shared
+from pfungst.placements import Placement, place_samples
 from pfungst.portraits import read_columns
 from pfungst.probes import probe_properties
 from pfungst.properties import NAMES
@@ -255,6 +256,10 @@ class Audit:
     def report(self) -> Path:
         """The self-contained HTML report."""
         return self.run.path / "report.html"
+
+    def place(self, images: str | Path, progress: Progress | None = None) -> list[Placement]:
+        """New pictures on this analysis: the findings they share, their nearest samples; see ``placements.py``."""
+        return place_samples(self.run, self.subject, images, progress)
 
     def export(
         self, to: str, out: str | Path, *, findings: Sequence[str] = (), images: str | Path | None = None

@@ -16,9 +16,10 @@ from pfungst.errors import DataError, ModelError, RunError, SettingError
 from pfungst.guards import Guard, write_guard
 from pfungst.judgements import find_record
 from pfungst.lrp.presets import PRESETS
-from pfungst.maps import prepare
+from pfungst.maps import Progress, prepare
 from pfungst.models import LoadedModel, load_model
 from pfungst.pipeline import STAGES, Audit, digest_given, make_settings
+from pfungst.placements import Placement
 from pfungst.settings import Settings
 from pfungst.store import Run
 
@@ -124,6 +125,21 @@ def confirm_again(
         others.append(replace(loaded, name=f"{name} with {path_of_weights}") if path_of_weights else loaded)
     (wanted,) = (one for one in opened.findings if one.record["id"] == finding)
     return wanted.confirm(seed, samples, presets=also_preset, models=others, folders=where)
+
+
+def place_pictures(
+    path: str | Path,
+    pictures: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    images: str | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> list[Placement]:
+    """``pfungst place``: new pictures on a finished run; see ``reopen`` and ``placements.place_samples``."""
+    opened = reopen(path, model=model, weights=weights, images=images, device=device)
+    return opened.place(pictures, progress)
 
 
 def guard_finding(
