@@ -5,10 +5,14 @@ The report reads stored results only; it computes nothing that is not in the run
 
 from __future__ import annotations
 
+import base64
+import io
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from pfungst.cards import embed_png
 from pfungst.charts import draw_effects, draw_map, draw_spectrum, write_colours
@@ -108,12 +112,23 @@ def _image(run: Run, name: str) -> str:
     return embed_png((run.path / name).read_bytes())
 
 
+def _photo(run: Run, name: str) -> str:
+    """A photograph, as JPEG where that is smaller: a report of 20 findings has 360 of them."""
+    png = (run.path / name).read_bytes()
+    jpeg = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.convert("RGB").save(jpeg, "JPEG", quality=85, optimize=True)
+    if jpeg.tell() >= len(png):
+        return embed_png(png)
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
+
+
 def _finding(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
     folder = f"findings/{finding['id']}"
     notes = run.read_json(f"{folder}/experiment.json") or {}
     titles = EXPERIMENT_TITLES["whole" if finding["where"]["kind"] == "whole" else "region"]
     experiment = [
-        {"title": title, "src": _image(run, f"{folder}/{key}.png"), **notes[key]}
+        {"title": title, "src": _photo(run, f"{folder}/{key}.png"), **notes[key]}
         for key, title in titles.items()
         if key in notes
     ]
@@ -124,7 +139,7 @@ def _finding(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
         "mask_image": _image(run, finding["where"]["mask"]),
         "why_image": _image(run, finding["why"]),
         "pictures": [
-            {"sample": e["sample"], "input": _image(run, e["input"]), "overlay": _image(run, e["overlay"])}
+            {"sample": e["sample"], "input": _photo(run, e["input"]), "overlay": _photo(run, e["overlay"])}
             for e in finding["exemplars"]
         ],
         "experiment": experiment,
