@@ -67,7 +67,7 @@ def show_relevance(result: Any) -> str:
 
 
 def show_verdict(record: Mapping[str, Any], title: str = "Verdict", lines: Sequence[str] = ()) -> str:
-    """A verdict as ``interventions.describe_verdict`` writes it, with sentences to go below."""
+    """A verdict as ``evidence.describe_verdict`` writes it, with sentences to go below."""
     told = [f"<p>{escape(line)}</p>" for line in (record["reason"], *lines)]
     region = record["region"]
     place = f"{region['kind']} region, {region['area']:.0%} of the picture, from {escape(str(region['source']))}"
