@@ -143,6 +143,19 @@ class Benches:
         bench.start()
         return bench.status()
 
+    def list_others(self, run: int, row: int, count: int, seed: int, of: int) -> dict[str, Any]:
+        """Samples to paste on: of other classes than this one's, by label and by decision, drawn by lot."""
+        opened = self.find(run)
+        opened.check(row)
+        target, prediction = (opened.run.read_array(name) for name in ("target", "prediction"))
+        own = target[row]
+        foreign = (target != own) & (prediction != own) & (opened.run.read_array("status") == READ)
+        if of >= 0:
+            foreign &= target == of
+        rows = np.random.default_rng(seed).permutation(np.flatnonzero(foreign))[:count].tolist()
+        names = opened.description["data"]["classes"]
+        return {"class": names[own], "others": [{"row": one, "class": names[target[one]]} for one in rows]}
+
     def try_change(
         self, run: int, row: int, change: str, region: list[int], box: list[int], onto: int, target: int
     ) -> dict[str, Any]:
@@ -171,11 +184,14 @@ class Benches:
             "target": Field(int, -1, low=-1),
         }
         here = "/api/runs/{run:int}"
+        drawn = {"count": Field(int, 12, low=1, high=100), "seed": Field(int, 0, low=0), "of": Field(int, -1, low=-1)}
         return [
             Call("GET", here + "/model", "Whether there is a model to ask", self.show_model, run),
             Call("POST", here + "/model", "Begin to load the model", self.load_model, run),
+            Call("GET", here + "/samples/{row:int}/others", "Samples of other classes", self.list_others,
+                 {**run, "row": Field(int, low=0)}, drawn),
             Call("POST", here + "/try", "Change a picture and ask the model", self.try_change, run, body=body),
-        ]
+        ]  # fmt: skip
 
 
 def read_region(region: list[int], box: list[int], size: tuple[int, int]) -> np.ndarray:
