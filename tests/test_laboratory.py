@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Small
+from conftest import Console, Small
 from PIL import Image
 
 from pfungst.errors import RunError, SettingError
@@ -192,8 +192,31 @@ def test_a_model_that_cannot_be_loaded_is_told_and_another_one_is_named(
     weights = torch.load(small.weights)
     torch.save({**weights, "scores.bias": weights["scores.bias"] + 1}, tmp_path / "other.pt")
     page = connect(run, Asked(small.model, str(tmp_path / "other.pt")))
-    ask(page, row=0, change="cut:blur", box=CORNER)
+    found = ask(page, row=0, change="cut:blur", box=CORNER)
     assert page.get("/api/runs/0/model").json()["same"] is False
+    picture = page.get("/api/runs/0/samples/0/input")
+    assert picture.content == base64.b64decode(found["before"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ([], None),
+        (["--model"], Asked()),
+        (["--weights", "w.pt", "--device", "cpu"], Asked(None, "w.pt", "cpu")),
+        (["--model", "net.py:build", "--weights", "w.pt"], Asked("net.py:build", "w.pt")),
+    ],
+)
+def test_the_command_says_which_model(
+    run: Path, console: Console, monkeypatch: pytest.MonkeyPatch, flags: list[str], asked: Asked | None
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("pfungst.viewer.server.serve", lambda runs, **how: given.update(how))
+    assert console("view", run, *flags)[0] == 0
+    assert given["model"] == asked
+    code, _, error = console("view", run, "--model", run)  # the value of --model was meant to be another run
+    assert code == 1
+    assert "after the RUNs" in error
 
 
 # ---- findings of one's own -------------------------------------------------------------------------------------------

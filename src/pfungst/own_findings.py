@@ -106,6 +106,10 @@ def confirm_own(run: Run, subject: Subject, name: str, tell: Tell | None = None)
     told = tell or (lambda step, done, total: None)
     record = read_own(run, name)
     settings, standard = subject.settings, make_standard(subject.settings)
+    if list(subject.classes) != run.describe()["data"]["classes"]:
+        raise RunError(
+            f"{subject.model.name} has other classes than the run's model", "ask a model of the same classes"
+        )
     told(STEPS[0], 0, len(STEPS))
     candidate = make_candidate(run, subject, record)
     told(STEPS[1], 1, len(STEPS))

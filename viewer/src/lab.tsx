@@ -14,6 +14,7 @@ export interface Model {
   busy: string;
   model: string;
   same: boolean;
+  exact: boolean; // whether the run's pictures are what this model gets
   device: string;
   seconds: number;
   size: [number, number];
@@ -245,13 +246,14 @@ function Bench(props: {
     }
     setBusy(false);
   };
+  const src = model.exact ? sampleUrl(run, row, 512, "input") : `api/runs/${run}/samples/${row}/input`;
   const painted = countOn(mask);
   const region = finding && finding.where.kind === "fixed";
   return (
     <div class="bench">
         <section aria-label="Region">
           <h3>Paint a region</h3>
-          <Easel src={sampleUrl(run, row, 512, "input")} label={`sample ${row}`} mask={mask} onMask={put} undo={undo} />
+          <Easel src={src} label={`sample ${row}`} mask={mask} onMask={put} undo={undo} />
           <div class="line">
             <button type="button" disabled={!undo} onClick={undo}>
               undo

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from starlette.responses import Response
 from torch import Tensor
 
 from pfungst.cuts import fill_blur, fill_colour, fill_harmonic, fill_noise, paste
@@ -95,9 +96,19 @@ class Bench:
         if subject is not None:
             same = subject.model.digest == self.opened.description["model"]["digest"]
             settings = subject.settings
-            return {"state": "ready", "model": subject.model.name, "same": same, "device": settings.device,
-                    "seconds": self._seconds, "size": list(subject.preprocess.size), "maps": subject.given is None,
-                    "classes": list(subject.classes), "busy": self._busy}  # fmt: skip
+            exact = same and self.opened.preprocess is not None  # the viewer's own pictures are what the model gets
+            return {
+                "state": "ready",
+                "model": subject.model.name,
+                "same": same,
+                "exact": exact,
+                "device": settings.device,
+                "seconds": self._seconds,
+                "size": list(subject.preprocess.size),
+                "maps": subject.given is None,
+                "classes": list(subject.classes),
+                "busy": self._busy,
+            }
         state = "off" if self.asked is None else "loading" if loading else "failed" if self._failure else "asleep"
         return {"state": state, "failure": self._failure, "busy": self._busy}
 
@@ -142,6 +153,14 @@ class Benches:
         bench = self.bench(run)
         bench.start()
         return bench.status()
+
+    def send_input(self, run: int, row: int) -> Response:
+        """A sample as the model gets it, pixel by pixel."""
+        bench = self.bench(run)
+        bench.opened.check(row)
+        with bench.model("a picture is read") as subject:
+            content = _picture(subject, subject.load([row]))
+        return Response(content, media_type="image/png")
 
     def list_others(self, run: int, row: int, count: int, seed: int, of: int) -> dict[str, Any]:
         """Samples to paste on: of other classes than this one's, by label and by decision, drawn by lot."""
@@ -188,6 +207,8 @@ class Benches:
         return [
             Call("GET", here + "/model", "Whether there is a model to ask", self.show_model, run),
             Call("POST", here + "/model", "Begin to load the model", self.load_model, run),
+            Call("GET", here + "/samples/{row:int}/input", "A sample as the model gets it", self.send_input,
+                 {**run, "row": Field(int, low=0)}, returns="image/png"),
             Call("GET", here + "/samples/{row:int}/others", "Samples of other classes", self.list_others,
                  {**run, "row": Field(int, low=0)}, drawn),
             Call("POST", here + "/try", "Change a picture and ask the model", self.try_change, run, body=body),
@@ -231,7 +252,7 @@ def _try(
     rows = [row, onto] if change == PASTE else [row]
     if not (opened.run.read_array("status", np.array(rows)) == READ).all():
         raise Refused(422, "the model has not read this picture")
-    chosen = int(opened.run.read_array("target", np.array([row]))[0]) if target < 0 else target
+    chosen = _own_class(opened, subject, row) if target < 0 else target
     lab = make_laboratory(subject)
     masks = torch.from_numpy(mask)[None].to(subject.settings.device)
     own = subject.load([row])
@@ -250,19 +271,30 @@ def _try(
         "area": float(mask.mean()),
         "size": list(subject.preprocess.size),
         **{
-            key: None if inputs is None else _picture(subject, inputs)
+            key: None if inputs is None else _text(_picture(subject, inputs))
             for key, inputs in (("before", before), ("after", after), ("control", control))
         },
-        "maps": None if maps is None else [_binary(one) for one in maps],
+        "maps": None if maps is None else [_text(one.cpu().numpy().astype("<f4").tobytes()) for one in maps],
         "seconds": time.perf_counter() - begun,
     }
+
+
+def _own_class(opened: OpenRun, subject: Subject, row: int) -> int:
+    """The output that the run explains the sample for, by name: another model may have its classes in another order."""
+    name = opened.description["data"]["classes"][int(opened.run.read_array("target", np.array([row]))[0])]
+    if name not in subject.classes:
+        raise Refused(422, f"the model that is asked has no class {name!r}: choose which one is explained")
+    return subject.classes.index(name)
 
 
 def _ask(lab: Laboratory, inputs: Tensor, target: int, explained: bool) -> tuple[Tensor, Tensor | None]:
     """Scores (m, classes) float64 and maps (m, H, W); no maps where those of the run were made elsewhere."""
     if not explained:
         return lab.ask(inputs), None
-    result: Relevance = lab.lrp(inputs, target)
+    try:
+        result: Relevance = lab.lrp(inputs, target)
+    except RuntimeError as error:  # out of memory, for one
+        raise ModelError(f"the model failed on this picture: {error}", "try it without pfungst") from error
     output = result.output.detach().double()
     if not bool(torch.isfinite(output).all()):
         raise ModelError("the model returns NaN or infinity for the changed picture", "change another region")
@@ -285,12 +317,12 @@ def _tell_scores(asked: Tensor, target: int, classes: tuple[str, ...]) -> list[d
     ]
 
 
-def _picture(subject: Subject, inputs: Tensor) -> str:
-    """The only input as a PNG file, in base64."""
+def _picture(subject: Subject, inputs: Tensor) -> bytes:
+    """The only input as a PNG file."""
     pixels = subject.preprocess.to_pixels(inputs.cpu()).clamp(0, 1)[0].permute(1, 2, 0).numpy()
-    return base64.b64encode(encode_png((pixels * 255).round().astype(np.uint8))).decode()
+    return encode_png((pixels * 255).round().astype(np.uint8))
 
 
-def _binary(values: Tensor) -> str:
-    """Little-endian float32, in base64."""
-    return base64.b64encode(values.cpu().numpy().astype("<f4").tobytes()).decode()
+def _text(content: bytes) -> str:
+    """In base64, as JSON can hold it."""
+    return base64.b64encode(content).decode()
