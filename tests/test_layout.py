@@ -36,14 +36,14 @@ spectra embeddings
 findings regions
 cuts assignments
 evidence
-interventions judgements
+interventions judgements comparisons
 maps
 engines strategies
 overall
 probes portraits
 verdicts
 counterevidence
-confirmations
+confirmations own_findings
 guards
 reports exports
 placements
@@ -59,7 +59,7 @@ INSIDE = {
     "lrp": "operators targets | modules | tokens | plan functions calls marks | samples rules | unbiased | gradients"
     " presets pools | cells | interception | handlers | even | products | nodes | norms | recurrent | results places"
     " | inputs streams | traces | engine | concepts adapters",
-    "viewer": "access calls opened | server",
+    "viewer": "access calls opened | laboratory comparison | own | server",
     "exports": "rows | tables coco fiftyone virelay",
     "domains": "decoding labels preprocessing | manifests large | image",
 }

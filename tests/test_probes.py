@@ -22,7 +22,7 @@ from pfungst.maps import make_laboratory
 from pfungst.probes import Tail, _try_tails, find_tails, find_valley, measure_excess
 from pfungst.properties import SEEN
 from pfungst.strategies import Candidate, _merge
-from pfungst.verdicts import _examine, as_tested, make_case
+from pfungst.verdicts import as_tested, make_case, try_candidate
 
 
 def test_excess_is_a_binomial_likelihood_ratio() -> None:
@@ -147,7 +147,7 @@ def test_a_group_whose_region_explains_nothing_is_tried_by_property(photos: Path
     group = Candidate(1, rows[tinted], rows[dusk & ~tinted], 0.9, ("where",))
     lab = make_laboratory(subject)
     case = make_case(run, subject, group)
-    verdict, alteration, before, tries = _examine(run, subject, lab, case, group)
+    verdict, alteration, before, tries = try_candidate(run, subject, lab, case, group)
     assert tries == 2
     assert alteration is not None
     assert alteration["property"] == "colour"
@@ -159,10 +159,10 @@ def test_a_group_whose_region_explains_nothing_is_tried_by_property(photos: Path
     assert tested.views == ("where", "property:colour")
     assert as_tested(group, {"alteration": None}) == group
     # Hardly apart from its class, or by a model that does not use the tint: the region's verdict stands.
-    assert _examine(run, subject, lab, case, replace(group, suspicion=0.4))[1:] == (None, None, 1)
+    assert try_candidate(run, subject, lab, case, replace(group, suspicion=0.4))[1:] == (None, None, 1)
     blind = pfungst.audit(Shade(0.0).eval(), photos, out=tmp_path / "blind", null_draws=0)
     again = blind.run, blind.subject
-    verdict, *rest = _examine(*again, make_laboratory(blind.subject), make_case(*again, group), group)
+    verdict, *rest = try_candidate(*again, make_laboratory(blind.subject), make_case(*again, group), group)
     assert rest[:2] == [None, None]
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import click
 
-from pfungst.errors import PfungstError
+from pfungst.errors import PfungstError, SettingError
 from pfungst.settings import Settings
 
+_OWN = "own"  # --model without a value: the run's own
 _ANSWERS = ["cheat", "legitimate", "unsure", "withdrawn"]
 
 _MODEL_HELP = """MODEL is one of
@@ -166,22 +167,60 @@ def report(run: str) -> None:
     click.echo(f"Report: {write_report(Run(run))}")
 
 
-@cli.command(epilog="Example:  pfungst view runs/before runs/after --port 8000")
+@cli.command(epilog="Example:  pfungst view runs/before runs/after --port 8000 --model")
 @click.argument("run", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="On 127.0.0.1. [default: any that is free]")
 @click.option("--images", default=None, type=click.Path(), help="Where the pictures are now, if moved.")
+@click.option(
+    "--model",
+    is_flag=False,
+    flag_value=_OWN,
+    default=None,
+    metavar="[MODEL]",
+    help="Load the run's model to try something in the page; with a value, another one. [default: no model]",
+)
+@click.option("--weights", default=None, type=click.Path(), help="Weights of that model, if moved or others.")
+@click.option("--device", default=None, help="Where that model runs. [default: as in the audit]")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
-def view(run: tuple[str, ...], port: int, images: str | None, browser: bool) -> None:
+def view(
+    run: tuple[str, ...],
+    port: int,
+    images: str | None,
+    model: str | None,
+    weights: str | None,
+    device: str | None,
+    browser: bool,
+) -> None:
     """Look at finished RUNs in the browser, and judge their findings with the keyboard.
+
+    With --model, after the RUNs, regions can be cut and pasted in the page, and groups of your own tested.
 
     The page is on this machine alone. From another one, forward the port:  ssh -L 8000:127.0.0.1:8000 HOST
     """
+    from pfungst.viewer.laboratory import Asked
     from pfungst.viewer.server import serve
+
+    if model is not None and (Path(model) / "run.json").exists():
+        raise SettingError(f"--model {model} is a run", "give --model after the RUNs")
+    asked = Asked(None if model == _OWN else model, weights, device) if model or weights else None
 
     def tell(address: str) -> None:
         click.echo(f"Open {address}\nCtrl-C ends the viewer.", err=True)
 
-    serve(run, port=port, images=images, browser=browser, tell=tell)
+    serve(run, port=port, images=images, model=asked, browser=browser, tell=tell)
+
+
+@cli.command(epilog="Example:  pfungst compare runs/before runs/after")
+@click.argument("left", type=click.Path(exists=True, file_okay=False))
+@click.argument("right", type=click.Path(exists=True, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON and nothing else.")
+def compare(left: str, right: str, as_json: bool) -> None:
+    """Findings that the run RIGHT kept, lost and gained against LEFT, and the decisions that changed.  No model."""
+    from pfungst.comparisons import compare_runs, tell_comparison
+    from pfungst.store import Run
+
+    found = compare_runs(Run(left), Run(right))
+    click.echo(json.dumps(found, indent=1) if as_json else "\n".join(tell_comparison(found)))
 
 
 @cli.command(epilog="Example:  pfungst judge runs/photos f001 cheat --note 'the source tag at the bottom'")

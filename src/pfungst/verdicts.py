@@ -73,11 +73,9 @@ def prove_findings(run: Run, subject: Subject, progress: Progress) -> None:
         kept = run.read_json(f"findings/{name}/verdict.json")
         if kept is None:
             case = make_case(run, subject, candidate)
-            verdict, alteration, before, tried = _examine(run, subject, lab, case, candidate)
+            verdict, alteration, before, tried = try_candidate(run, subject, lab, case, candidate)
             tested = _by(candidate, alteration)
-            pictures = _draw(run, subject, lab, case, verdict, name, tested)
-            why = heatmaps.color(explain_place(run, candidate))
-            run.write_bytes(f"findings/{name}/why.png", encode_png(heatmaps.enlarge(why, size=224)))
+            pictures = draw_finding(run, subject, lab, case, verdict, f"findings/{name}", tested)
             told = describe_verdict(verdict)  # but for what depends on the other findings
             kept = {"verdict": {key: told[key] for key in ("distance", "region", "evidence")}, **pictures}
             kept |= {"alteration": alteration, "before": before, "tries": tried}
@@ -108,7 +106,7 @@ def _by(candidate: Candidate, alteration: dict[str, Any] | None) -> Candidate:
     return replace(candidate, alteration=alteration, views=views)
 
 
-def _examine(
+def try_candidate(
     run: Run, subject: Subject, lab: Laboratory, case: Case, candidate: Candidate
 ) -> tuple[Verdict, dict[str, Any] | None, str | None, int]:
     """The experiments that fit the candidate: on a region, or on a property of whole pictures.
@@ -263,11 +261,12 @@ def _pixels(subject: Subject, inputs: Tensor) -> np.ndarray:
     return subject.preprocess.to_pixels(inputs.cpu()).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def _draw(
-    run: Run, subject: Subject, lab: Laboratory, case: Case, verdict: Verdict, name: str, candidate: Candidate
+def draw_finding(
+    run: Run, subject: Subject, lab: Laboratory, case: Case, verdict: Verdict, folder: str, candidate: Candidate
 ) -> dict[str, Any]:
-    """Write the finding's pictures; return what the finding says of them."""
-    folder = f"findings/{name}"
+    """Write the finding's pictures into a folder of the run; return what the finding says of them."""
+    why = heatmaps.color(explain_place(run, candidate))
+    run.write_bytes(f"{folder}/why.png", encode_png(heatmaps.enlarge(why, size=224)))
     members, others = typical_samples(run, subject, case)
     group, rest = observe(lab, case, members, others)
     region = verdict.region

@@ -134,6 +134,10 @@ export async function post(path: string, body: unknown): Promise<Response> {
   return check(await fetch(`api/${path}`, { method: "POST", headers, body: JSON.stringify(body) }));
 }
 
+export async function remove(path: string): Promise<Response> {
+  return check(await fetch(`api/${path}`, { method: "DELETE" }));
+}
+
 export async function judge(run: number, finding: string, answer: Answer, note: string): Promise<Listed> {
   return (await post(`runs/${run}/findings/${finding}/judgements`, { answer, note })).json() as Promise<Listed>;
 }

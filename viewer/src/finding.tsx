@@ -57,6 +57,9 @@ export function FindingPage(props: {
         <button type="button" onClick={props.onUndo}>
           undo <kbd>z</kbd>
         </button>
+        <button type="button" onClick={() => go({ view: "try", finding: listed.id, values: { row: "" } })}>
+          try it
+        </button>
       </div>
       {listed.judgements.length > 0 && (
         <ul class="said">
@@ -72,7 +75,7 @@ export function FindingPage(props: {
       {finding && (
         <>
           <Samples run={run} finding={finding} state={props.state} />
-          <Proof run={run} finding={finding} />
+          <Proof {...finding} picture={(name) => findingUrl(run, finding.id, name)} />
           <Facts run={run} finding={finding} />
         </>
       )}
@@ -219,7 +222,10 @@ function Legend({ palette, look, most, oneSided }: { palette: string; look: Look
   );
 }
 
-function Proof({ run, finding }: { run: number; finding: Finding }) {
+/** What the experiments measured.  `picture`: the address of a picture of the experiment. */
+export function Proof(
+  finding: Pick<Finding, "class" | "evidence" | "distance" | "experiment" | "again"> & { picture: (name: string) => string },
+) {
   return (
     <section aria-label="Evidence">
       <h3>Evidence</h3>
@@ -233,7 +239,7 @@ function Proof({ run, finding }: { run: number; finding: Finding }) {
         <div class="pictures steps">
           {finding.experiment.map((one) => (
             <figure>
-              <img src={findingUrl(run, finding.id, one.name)} alt={one.title} loading="lazy" />
+              <img src={finding.picture(one.name)} alt={one.title} loading="lazy" />
               <figcaption>
                 {one.title}: score {one.score.toFixed(2)}, taken for {one.decision}
               </figcaption>

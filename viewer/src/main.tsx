@@ -3,12 +3,24 @@
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { get, type Overview } from "./api";
+import { CompareView } from "./compare";
 import { FindingsView } from "./findings";
-import { go, useAddress } from "./state";
+import { LabView } from "./lab";
+import { go, useAddress, type State } from "./state";
 
-const VIEWS: Record<string, { title: string; show: typeof FindingsView }> = {
+/** What is shown of a run; `least`: only where so many runs are shown. */
+const VIEWS: Record<string, { title: string; show: (props: ViewProps) => preact.JSX.Element; least?: number }> = {
   findings: { title: "Findings", show: FindingsView },
+  try: { title: "Try it", show: LabView },
+  compare: { title: "Compare", show: CompareView, least: 2 },
 };
+
+interface ViewProps {
+  run: number;
+  runs: Overview[];
+  overview: Overview;
+  state: State;
+}
 
 function Head({ runs, run, view }: { runs: Overview[]; run: number; view: string }) {
   const now = runs[run]!;
@@ -33,7 +45,7 @@ function Head({ runs, run, view }: { runs: Overview[]; run: number; view: string
         </span>
       </div>
       <nav aria-label="Views">
-        {Object.entries(VIEWS).map(([name, one]) => (
+        {offered(runs).map(([name, one]) => (
           <button type="button" aria-current={name === view ? "page" : undefined} onClick={() => go({ view: name })}>
             {one.title}
           </button>
@@ -41,6 +53,10 @@ function Head({ runs, run, view }: { runs: Overview[]; run: number; view: string
       </nav>
     </header>
   );
+}
+
+function offered(runs: Overview[]) {
+  return Object.entries(VIEWS).filter(([, one]) => runs.length >= (one.least ?? 1));
 }
 
 function Page() {
@@ -53,12 +69,12 @@ function Page() {
   if (failure) return <p class="failure">{failure}</p>;
   if (!runs) return <p class="waiting">Loading …</p>;
   const run = Math.min(state.run, runs.length - 1);
-  const view = state.view in VIEWS ? state.view : "findings";
+  const view = offered(runs).some(([name]) => name === state.view) ? state.view : "findings";
   const Show = VIEWS[view]!.show;
   return (
     <>
       <Head runs={runs} run={run} view={view} />
-      <Show key={run} run={run} overview={runs[run]!} state={state} />
+      <Show key={run} run={run} runs={runs} overview={runs[run]!} state={state} />
     </>
   );
 }

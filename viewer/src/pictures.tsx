@@ -103,6 +103,7 @@ export function Picture(props: {
   onZoom: (zoom: Zoom) => void;
   label: string;
   side?: number;
+  src?: string; // another picture than the sample's, of the part that the model gets
   children?: ComponentChildren;
 }) {
   const { run, row, look, map, scale, zoom } = props;
@@ -126,7 +127,7 @@ export function Picture(props: {
       >
         <div class="inside" style={shown}>
           {look.mode !== "relevance" && (
-            <img src={sampleUrl(run, row, props.side ?? 224, part)} alt={props.label} loading="lazy" />
+            <img src={props.src ?? sampleUrl(run, row, props.side ?? 224, part)} alt={props.label} loading="lazy" />
           )}
           {look.mode !== "input" && map && (
             <MapCanvas map={map} look={look} scale={look.same ? scale : scaleOf([map])} />

@@ -162,12 +162,12 @@ class OpenRun:
 
     def sample(self, row: int) -> dict[str, Any]:
         """Everything that ``samples.parquet`` says of a sample."""
-        self._check(row)
+        self.check(row)
         return {name: self.column(name)[row].as_py() for name in self.schema.names}
 
     def relevance(self, row: int) -> np.ndarray:
         """(h, w) float32: the whole map where the run kept it, else the pooled one."""
-        self._check(row)
+        self.check(row)
         name = "relevance" if self.description["settings"]["full_maps"] else "where"
         found: np.ndarray = self.run.read_array(name, np.array([row]))[0].astype(np.float32)
         return found
@@ -177,7 +177,7 @@ class OpenRun:
 
         ``as_input``: only the part that the model gets, squeezed as the model gets it, so that a map fits on it.
         """
-        self._check(row)
+        self.check(row)
         path = Path(self.column("path")[row].as_py())
         if self.images is not None:
             path = self.images / self.column("id")[row].as_py()
@@ -203,7 +203,8 @@ class OpenRun:
         picture.save(file, "JPEG", quality=90, subsampling=0)  # small pictures keep their colours
         return file.getvalue()
 
-    def _check(self, row: int) -> None:
+    def check(self, row: int) -> None:
+        """RunError where there is no such sample."""
         if not 0 <= row < self.size:
             raise RunError(f"there is no sample {row}", f"the run has {self.size}")
 

@@ -27,7 +27,10 @@ from pfungst.heatmaps import ONE_SIDED, PALETTES, palette_table
 from pfungst.judgements import ANSWERS, WITHDRAWN, write_judgement
 from pfungst.viewer.access import Guarded, cookie_name
 from pfungst.viewer.calls import Call, Field, Refused, describe_calls
+from pfungst.viewer.comparison import Comparison
+from pfungst.viewer.laboratory import Asked, Benches
 from pfungst.viewer.opened import SIDES, OpenRun
+from pfungst.viewer.own import OwnFindings
 
 STATIC = files("pfungst.viewer") / "static"
 _TYPES = {"app.js": "text/javascript", "app.css": "text/css", "icon.svg": "image/svg+xml"}
@@ -41,8 +44,12 @@ SAMPLE = {**RUN, "row": Field(int, low=0)}
 class Viewer:
     """The runs that are shown, and what may be asked of them."""
 
-    def __init__(self, runs: Sequence[OpenRun]) -> None:
+    def __init__(self, runs: Sequence[OpenRun], model: Asked | None = None) -> None:
+        """``model``: which one may be loaded to try something; None: none."""
         self.runs = runs
+        self.benches = Benches(self.find, model)
+        self.own = OwnFindings(self.find, self.benches)
+        self.comparison = Comparison(self.find)
 
     def find(self, run: int) -> OpenRun:
         """The run of this number.  Raises Refused."""
@@ -125,7 +132,8 @@ class Viewer:
 
 def make_app(viewer: Viewer, token: str) -> Starlette:
     """The application, guarded by ``token``."""
-    calls = [*viewer.calls()]  # other parts of the page add theirs here
+    parts = (viewer, viewer.benches, viewer.own, viewer.comparison)  # other parts of the page add theirs here
+    calls = [call for part in parts for call in part.calls()]
     description = describe_calls(calls, _version())
 
     async def show_page(request: Request) -> Response:
@@ -183,6 +191,7 @@ def serve(
     *,
     port: int = 0,
     images: str | Path | None = None,
+    model: Asked | None = None,
     browser: bool = True,
     tell: Callable[[str], None] = print,
 ) -> None:
@@ -190,6 +199,7 @@ def serve(
 
     port     on 127.0.0.1; 0: any that is free
     images   where the pictures are now, if they were moved
+    model    which model may be loaded to try something; none by default
     browser  open the page
     tell     is called with the address, once it can be opened
 
@@ -197,7 +207,7 @@ def serve(
     """
     import uvicorn
 
-    viewer = Viewer([OpenRun(path, images) for path in runs])
+    viewer = Viewer([OpenRun(path, images) for path in runs], model)
     token = secrets.token_urlsafe(24)
     listening = _listen(port)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/?token={token}"

@@ -1,0 +1,127 @@
+"""Findings of a person's own in the viewer: kept, listed, deleted, and tested by a job that tells how far it is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from starlette.responses import Response
+
+from pfungst.errors import PfungstError, RunError
+from pfungst.own_findings import FOLDER, STEPS, confirm_own, delete_own, list_own, read_own, write_own
+from pfungst.reports import EXPERIMENT_TITLES
+from pfungst.viewer.calls import Call, Field, Refused
+from pfungst.viewer.laboratory import Benches
+from pfungst.viewer.opened import PICTURES, OpenRun
+
+LOADING = "the model is loaded"
+
+
+class OwnFindings:
+    """The calls; one test at a time in all runs together."""
+
+    def __init__(self, find: Callable[[int], OpenRun], benches: Benches) -> None:
+        self.find, self.benches = find, benches
+        self._guard = threading.Lock()
+        self._job: dict[str, Any] | None = None  # the last one, over or not
+
+    def list_all(self, run: int) -> dict[str, Any]:
+        """All of a run, and the job if it is of this run."""
+        opened = self.find(run)
+        job = self._job
+        return {
+            "own": [_tell(opened, record) for record in list_own(opened.run)],
+            "job": job if job is not None and job["run"] == run else None,
+        }
+
+    def create(self, run: int, name: str, rows: list[int], note: str, **more: Any) -> dict[str, Any]:
+        """Keep a group."""
+        opened = self.find(run)
+        with self._guard:  # two at once must not both find the name free
+            return _tell(opened, write_own(opened.run, name, rows, more["class"], note))
+
+    def show(self, run: int, name: str) -> dict[str, Any]:
+        """One of them."""
+        opened = self.find(run)
+        return _tell(opened, read_own(opened.run, name))
+
+    def delete(self, run: int, name: str) -> dict[str, Any]:
+        """Delete one."""
+        with self._guard:
+            if self._job is not None and self._job["running"] and self._job["name"] == name:
+                raise Refused(409, f"{name} is being tested")
+            delete_own(self.find(run).run, name)
+        return self.list_all(run)
+
+    def confirm(self, run: int, name: str) -> dict[str, Any]:
+        """Begin to test one; ``list_all`` tells how far it is."""
+        opened, bench = self.find(run), self.benches.bench(run)
+        read_own(opened.run, name)
+        with self._guard:
+            if self._job is not None and self._job["running"]:
+                raise Refused(409, f"{self._job['name']} is being tested; one at a time")
+            bench.start()
+            job: dict[str, Any] = {"run": run, "name": name, "running": True, "step": LOADING, "done": 0,
+                                   "total": len(STEPS), "failure": ""}  # fmt: skip
+            self._job = job
+
+        def tell(step: str, done: int, total: int) -> None:
+            job.update(step=step, done=done, total=total)
+
+        def work() -> None:
+            try:
+                with bench.model(f"{name} is tested", patience=600) as subject:
+                    confirm_own(opened.run, subject, name, tell)
+            except (PfungstError, Refused) as error:
+                job["failure"] = str(error)
+            except Exception as error:  # a model's own code may raise anything
+                job["failure"] = f"{type(error).__name__}: {error}"
+            finally:
+                job["running"] = False
+
+        threading.Thread(target=work, daemon=True).start()
+        return job
+
+    def send_picture(self, run: int, name: str, picture: str) -> Response:
+        """A picture of a tested one."""
+        opened = self.find(run)
+        record = read_own(opened.run, name)
+        path = opened.run.path / FOLDER / record["name"] / f"{picture}.png"
+        if picture not in PICTURES or path.is_symlink() or not path.is_file():
+            raise RunError(f"{name} has no picture {picture!r}", "it has some when it was tested")
+        return Response(path.read_bytes(), media_type="image/png")
+
+    def calls(self) -> list[Call]:
+        """The table of calls."""
+        run = {"run": Field(int, low=0)}
+        named = {**run, "name": Field(str, low=1, high=64)}
+        pictured = {**named, "picture": Field(str, high=64)}
+        made = {
+            "name": Field(str, low=1, high=64),
+            "rows": Field(list, low=1, high=1_000_000, items=int),
+            "class": Field(str, "", high=1000),
+            "note": Field(str, "", high=10_000),
+        }
+        here = "/api/runs/{run:int}/own"
+        one = here + "/{name}"
+        return [
+            Call("GET", here, "Findings of one's own", self.list_all, run),
+            Call("POST", here, "Keep a group as a finding of one's own", self.create, run, body=made),
+            Call("GET", one, "One of them", self.show, named),
+            Call("DELETE", one, "Delete one", self.delete, named),
+            Call("POST", one + "/confirm", "Test one by experiment", self.confirm, named),
+            Call("GET", one + "/pictures/{picture}", "A picture of one that was tested", self.send_picture, pictured,
+                 returns="image/png"),
+        ]  # fmt: skip
+
+
+def _tell(opened: OpenRun, record: dict[str, Any]) -> dict[str, Any]:
+    """A record as the page wants it: rows instead of ids, and what the experiment's pictures show."""
+    told = {key: value for key, value in record.items() if key != "samples"}
+    if told["result"] is not None:
+        kind = "whole" if told["result"]["where"]["kind"] == "whole" else "region"
+        notes = opened.run.read_json(f"{FOLDER}/{record['name']}/experiment.json") or {}
+        titles = EXPERIMENT_TITLES[kind].items()
+        told["experiment"] = [{"name": key, "title": title, **notes[key]} for key, title in titles if key in notes]
+    return told
