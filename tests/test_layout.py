@@ -51,6 +51,7 @@ pipeline explain
 runs
 plot widget viewer
 demo
+terminal
 cli
 """.strip().splitlines()
 

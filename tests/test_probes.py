@@ -14,7 +14,6 @@ from rich.console import Console
 from scipy.stats import binom
 
 import pfungst
-from pfungst.cli import _findings_table
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.evidence import Standard, correct
 from pfungst.findings import jaccard
@@ -22,6 +21,7 @@ from pfungst.maps import make_laboratory
 from pfungst.probes import Tail, _try_tails, find_tails, find_valley, measure_excess
 from pfungst.properties import SEEN
 from pfungst.strategies import Candidate, _merge
+from pfungst.terminal import tabulate_findings
 from pfungst.verdicts import as_tested, make_case, try_candidate
 
 
@@ -123,7 +123,7 @@ def test_a_tint_is_found_and_confirmed(photos: Path, tmp_path: Path) -> None:
     assert {one["test"] for one in best.evidence} == {"undo", "apply"}
     assert best.views[-1] == "property:colour"
     with StringIO() as screen:
-        Console(file=screen, width=200).print(_findings_table(audit.findings, "Findings"))
+        Console(file=screen, width=200).print(tabulate_findings(audit.findings, "Findings"))
         assert "the colour of the whole picture" in screen.getvalue()
     again = best.confirm()
     assert again.verdict == "confirmed"

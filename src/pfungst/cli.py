@@ -6,8 +6,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,14 @@ import click
 
 from pfungst.errors import PfungstError, SettingError
 from pfungst.settings import Settings
+from pfungst.terminal import (
+    print_confirmation,
+    print_demo,
+    print_explanations,
+    print_findings,
+    print_placements,
+    show_progress,
+)
 
 _OWN = "own"  # --model without a value: the run's own
 _ANSWERS = ["cheat", "legitimate", "unsure", "withdrawn"]
@@ -102,13 +109,13 @@ def cli() -> None:
 def audit(model: str, images: str, out: str, as_json: bool, **settings: Any) -> None:
     from pfungst.pipeline import audit as run_audit
 
-    with _progress(quiet=as_json) as progress:
+    with show_progress(quiet=as_json) as progress:
         result = run_audit(model, images, out=out, progress=progress, **settings)
     if as_json:
         content = result.run.read_json("findings.json")
         click.echo(json.dumps({**content, "findings": [one.record for one in result.findings]}, indent=1))
         return
-    _print_findings(result)
+    print_findings(result)
 
 
 @cli.command(
@@ -146,7 +153,7 @@ def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> No
     from pfungst.explain import explain as run_explain
 
     options["targets"] = [part.strip() for part in options["targets"].split(",") if part.strip()]
-    with _progress() as progress:
+    with show_progress() as progress:
         found = run_explain(
             model,
             [Path(image) for image in images],
@@ -154,7 +161,7 @@ def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> No
             progress=lambda done, total: progress("explaining", done, total),
             **options,
         )
-    _print_explanations(found, Path(out))
+    print_explanations(found, Path(out))
 
 
 @cli.command()
@@ -288,7 +295,7 @@ def confirm(run: str, finding: str, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(result.record(), indent=1))
     else:
-        _print_confirmation(result)
+        print_confirmation(result)
 
 
 @cli.command(epilog="Example:  pfungst place runs/photos new_photos/ --out placed.csv")
@@ -306,14 +313,14 @@ def place(run: str, pictures: str, out: str | None, as_json: bool, **options: An
 
     if out is not None:
         check_table(out)  # before the work
-    with _progress(quiet=as_json) as tell:
+    with show_progress(quiet=as_json) as tell:
         placed = place_pictures(run, pictures, progress=tell, **options)
     if out is not None:
         write_table(placed, out)
     if as_json:
         click.echo(json.dumps([one.record() for one in placed], indent=1))
     else:
-        _print_placements(placed, out)
+        print_placements(placed, out)
 
 
 @cli.command(epilog="Example:  pfungst guard runs/photos f001 --out tests/test_cue.py")
@@ -351,155 +358,9 @@ def demo(out: str, seed: int, clean_twin: bool) -> None:
     """
     from pfungst.demo import run_demo
 
-    with _progress() as progress:
+    with show_progress() as progress:
         results = run_demo(Path(out), seed=seed, clean_twin=clean_twin, progress=progress)
-    _print_demo(results)
-
-
-@contextmanager
-def _progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar a stage, with the time left, on standard error."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    tasks: dict[str, Any] = {}
-    bars = Progress(*columns, console=Console(stderr=True), disable=quiet)
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            bars.start()  # no sooner: bars that were never shown leave a blank line before an error's message
-            tasks[stage] = bars.add_task(stage, total=total)
-        bars.update(tasks[stage], completed=done, total=total)
-
-    try:
-        yield tell
-    finally:
-        if tasks:
-            bars.stop()
-
-
-_STYLES = {"confirmed": "bold red", "refuted": "green", "open": "yellow"}
-
-
-def _findings_table(findings: list[Any], title: str) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", caption_justify="left", show_lines=True)
-    for name in ("finding", "verdict", "what the model uses"):
-        table.add_column(name, no_wrap=name != "what the model uses")
-    for name in ("cut", "paste", "flips"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in findings:
-        tests = {e["test"]: e for e in one.evidence}
-        cut = tests.get("cut:colour") or tests["undo"]  # the second of a property of whole pictures
-        pasted = tests.get("paste:same place") or tests.get("apply")
-        table.add_row(
-            one.id,
-            f"[{_STYLES[one.verdict]}]{one.verdict}[/]",
-            escape(f"class {one.record['class']}, {one.size} pictures ({one.prevalence:.0%}): {one.where['place']}"),
-            f"{cut['effect']:+.1f}",
-            f"{pasted['effect']:+.1f}" if pasted else "-",
-            f"{pasted['flips']:.0%}" if pasted else "-",
-        )
-    return table
-
-
-def _print_findings(result: Any, title: str = "Findings, most suspicious first") -> None:
-    from rich.console import Console
-
-    console = Console()
-    findings = result.findings
-    shown = [one for one in findings if one.verdict != "refuted"]
-    if shown:
-        console.print(_findings_table(shown, title))
-        console.print(
-            "cut, paste (undo, apply for whole pictures): effect on the class's score beyond the matched control; "
-            "flips: pictures of other classes that it turns into this class",
-            style="dim",
-        )
-    if findings:
-        refuted = len(findings) - len(shown)
-        console.print(f"{len(findings)} groups of pictures tested, {refuted} refuted (the report shows them too).")
-    else:
-        console.print("Nothing found with these settings. (That is no proof that there is no bias.)")
-    console.print(f"Report: {result.report}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _print_confirmation(result: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    before = {one["test"]: one for one in result.first["evidence"]}
-    table = Table(title=f"{result.finding}, seed {result.seed}", title_justify="left")
-    table.add_column("test", no_wrap=True)
-    for name in ("first", "again", "95 %", "p", "flips"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in result.evidence:
-        old = before.get(one.test)
-        table.add_row(
-            one.test, f"{old['effect']:+.2f}" if old else "-", f"{one.effect:+.2f}",
-            f"{one.interval[0]:+.2f}, {one.interval[1]:+.2f}", f"{one.p:.3f}",
-            f"{one.flips:.0%} ({one.control_flips:.0%})",
-        )  # fmt: skip
-    console.print(table)
-    for line in result.lines():
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def _print_placements(placed: list[Any], out: str | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(title="Findings whose members they are like", title_justify="left")
-    for name in ("finding", "pictures", "for example"):
-        table.add_column(name, justify="right" if name == "pictures" else "left")
-    for finding in sorted({finding for one in placed for finding in one.findings}):
-        own = [one.id for one in placed if finding in one.findings]
-        table.add_row(finding, str(len(own)), ", ".join(own[:3]))
-    console.print(table)
-    odd = sorted((one for one in placed if one.outlier is not None), key=lambda one: -one.outlier)[:5]
-    console.print("Most unlike the run: " + ", ".join(f"{one.id} ({one.outlier:.1f})" for one in odd), markup=False)
-    for reason in sorted({one.reason for one in placed if one.reason}):
-        own = [one.id for one in placed if one.reason == reason]
-        console.print(f"{len(own)} not placed, {reason}: {', '.join(own[:3])}", markup=False)
-    console.print(f"{len(placed)} pictures{f': {out}' if out else ''}", markup=False)
-
-
-def _print_explanations(found: list[Any], out: Path) -> None:
-    from rich.console import Console
-
-    console = Console()
-    skipped = [one for one in found if getattr(one, "skipped", "")]
-    done = len(found) - len(skipped)
-    console.print(f"{done} pictures explained in {out}", soft_wrap=True, highlight=False, markup=False)
-    for one in skipped:
-        line = f"  skipped {one.path}: {one.skipped}"
-        console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)
-
-
-def _print_demo(results: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.print()
-    _print_findings(results.audit, "What the audit found (it was told nothing of the cues)")
-    console.print()
-    for line in results.lines():
-        console.print(line, soft_wrap=True, highlight=False)
+    print_demo(results)
 
 
 def main() -> None:
