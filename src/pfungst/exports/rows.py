@@ -68,12 +68,17 @@ class Samples:
 
 
 def select_samples(
-    run: Run, findings: Sequence[str] = (), images: str | Path | None = None, whole_classes: bool = False
+    run: Run,
+    findings: Sequence[str] = (),
+    images: str | Path | None = None,
+    whole_classes: bool = False,
+    rows: np.ndarray | None = None,
 ) -> Samples:
     """The samples of a finished run; with ``findings``, ids of some of its findings, only their members.
 
     images         the folder of the pictures, if they were moved
     whole_classes  with the members all samples that were explained as one of their class
+    rows           only these rows of ``samples.parquet``, ascending
     """
     description = run.describe()
     content = run.read_json("findings.json")
@@ -84,6 +89,8 @@ def select_samples(
     records = [one for one in content["findings"] if not findings or one["id"] in findings]
     records = add_judgements(run, records)
     table = pq.read_table(run.path / "samples.parquet", columns=list(_COLUMNS))
+    if rows is not None:
+        table = table.take(pa.array(rows))
     ids = table.column("id").to_pylist()
     told: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -93,12 +100,13 @@ def select_samples(
     if whole_classes and findings:
         classes = pa.array(sorted({record["class"] for record in records}))
         wanted |= pc.is_in(table.column("class"), value_set=classes).to_numpy()
-    rows = np.flatnonzero(wanted)
-    table = table.take(pa.array(rows))
+    places = np.flatnonzero(wanted)
+    table = table.take(pa.array(places))
+    rows = places if rows is None else rows[places]
     if images is not None:
         paths = [str(Path(images) / name) for name in table.column("id").to_pylist()]
         table = table.set_column(table.schema.get_field_index("path"), "path", pa.array(paths, pa.string()))
-    own = [told.get(ids[row], []) for row in rows]
+    own = [told.get(ids[place], []) for place in places]
     for name, text in (("findings", _id), ("verdicts", _verdict), ("judgements", last_answer)):
         column = pa.array([[text(record) for record in one] for one in own], pa.list_(pa.string()))
         table = table.append_column(name, column)

@@ -28,6 +28,7 @@ from pfungst.judgements import ANSWERS, WITHDRAWN, write_judgement
 from pfungst.viewer.access import Guarded, cookie_name
 from pfungst.viewer.calls import Call, Field, Refused, describe_calls
 from pfungst.viewer.opened import SIDES, OpenRun
+from pfungst.viewer.planes import Planes
 
 STATIC = files("pfungst.viewer") / "static"
 _TYPES = {"app.js": "text/javascript", "app.css": "text/css", "icon.svg": "image/svg+xml"}
@@ -125,7 +126,7 @@ class Viewer:
 
 def make_app(viewer: Viewer, token: str) -> Starlette:
     """The application, guarded by ``token``."""
-    calls = [*viewer.calls()]  # other parts of the page add theirs here
+    calls = [*viewer.calls(), *Planes(viewer).calls()]  # other parts of the page add theirs here
     description = describe_calls(calls, _version())
 
     async def show_page(request: Request) -> Response:
