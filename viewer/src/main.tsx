@@ -4,10 +4,12 @@ import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { get, type Overview } from "./api";
 import { FindingsView } from "./findings";
+import { MapView } from "./map";
 import { go, useAddress } from "./state";
 
 const VIEWS: Record<string, { title: string; show: typeof FindingsView }> = {
   findings: { title: "Findings", show: FindingsView },
+  map: { title: "Map", show: MapView },
 };
 
 function Head({ runs, run, view }: { runs: Overview[]; run: number; view: string }) {
