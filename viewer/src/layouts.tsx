@@ -41,7 +41,6 @@ export function useLayout(run: number, known: Columns, layouts: Layouts, given: 
         setProgress({ id, now });
         if (now.state === "ready") {
           const points = await fetchPoints(run, known.version, id);
-          performance.mark("points arrived");
           if (alive) setFound({ id, points });
         } else if (now.state === "working") timer = window.setTimeout(() => void ask(), ASKED);
       } catch (error) {

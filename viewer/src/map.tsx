@@ -168,11 +168,9 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
     void selection.change(mask);
   };
   const onOutline = async (outline: Outline, by: How) => {
-    const began = performance.now();
     try {
       combine(await selectWithin(run, layout.id, outline), by);
       setTold("");
-      performance.measure("lasso", { start: began });
     } catch (error) {
       setTold((error as Error).message);
     }

@@ -43,6 +43,7 @@ export function Groups(props: {
           {shown.map((one) => (
             <tr key={one.code} class={passes(one.code) ? "" : "off"}>
               <th scope="row">
+                <div>
                 <label>
                   <input type="checkbox" checked={passes(one.code)} onChange={() => toggle(one.code)} />
                   <span class="dot" style={{ background: css(one.colour) }} />
@@ -51,6 +52,7 @@ export function Groups(props: {
                 <button type="button" class="plain only" aria-label={`only ${one.name}`} onClick={() => props.onFilter({ codes: [one.code] })}>
                   only
                 </button>
+                </div>
               </th>
               <td>{one.shown.toLocaleString("en")}</td>
               <td>

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +17,12 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 from starlette.responses import StreamingResponse
 
-from pfungst.exports.rows import join_lists, select_samples
+from pfungst.exports.rows import join_lists, stream_samples
 from pfungst.filenames import make_slug
 from pfungst.viewer.opened import OpenRun
 
 FORMATS = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet", "json": "application/json",
            "zip": "application/zip"}  # fmt: skip
-_BATCH = 10_000  # samples that are written at once
 _PIECE = 1 << 20  # bytes of a picture that are read at once
 
 
@@ -46,8 +48,8 @@ class _Sink(io.RawIOBase):
 
 def send(opened: OpenRun, rows: np.ndarray, form: str, name: str = "") -> StreamingResponse:
     """The samples of these rows, ascending, in one of ``FORMATS``; columns are those of ``pfungst export``."""
-    table = select_samples(opened.run, images=opened.images, rows=rows).table
-    writers: dict[str, Callable[[pa.Table], Iterator[bytes]]] = {
+    parts = stream_samples(opened.run, rows, opened.images)
+    writers: dict[str, Callable[[Iterator[pa.Table]], Iterator[bytes]]] = {
         "csv": _csv,
         "parquet": _parquet,
         "json": _json,
@@ -56,31 +58,32 @@ def send(opened: OpenRun, rows: np.ndarray, form: str, name: str = "") -> Stream
     slug = make_slug(f"{opened.run.path.absolute().name}_{name or len(rows)}", 80)
     safe = slug.encode("ascii", "ignore").decode() or "samples"
     headers = {"Content-Disposition": f'attachment; filename="{safe}.{form}"'}
-    return StreamingResponse(writers[form](table), media_type=FORMATS[form], headers=headers)
+    return StreamingResponse(writers[form](parts), media_type=FORMATS[form], headers=headers)
 
 
-def _csv(table: pa.Table) -> Iterator[bytes]:
+def _csv(parts: Iterator[pa.Table]) -> Iterator[bytes]:
     sink = _Sink()
-    for start in range(0, max(1, len(table)), _BATCH):
-        part = join_lists(table.slice(start, _BATCH))
-        csv.write_csv(part, sink, csv.WriteOptions(include_header=start == 0))
+    for number, part in enumerate(parts):
+        csv.write_csv(join_lists(part), sink, csv.WriteOptions(include_header=number == 0))
         yield sink.take()
 
 
-def _parquet(table: pa.Table) -> Iterator[bytes]:
+def _parquet(parts: Iterator[pa.Table]) -> Iterator[bytes]:
     sink = _Sink()
-    with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), table.schema) as writer:
-        for start in range(0, len(table), 10 * _BATCH):
-            writer.write_table(table.slice(start, 10 * _BATCH))
+    first = next(parts)
+    with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), first.schema) as writer:
+        for part in chain([first], parts):
+            writer.write_table(part)
             yield sink.take()
     yield sink.take()
 
 
-def _json(table: pa.Table) -> Iterator[bytes]:
-    yield b"["
-    for start in range(0, len(table), _BATCH):
-        lines = [json.dumps(_finite(row), ensure_ascii=False) for row in table.slice(start, _BATCH).to_pylist()]
-        yield ((",\n" if start else "\n") + ",\n".join(lines)).encode("utf-8", "replace")
+def _json(parts: Iterator[pa.Table]) -> Iterator[bytes]:
+    mark = "["
+    for part in parts:
+        for row in part.to_pylist():
+            yield f"{mark}\n{json.dumps(_finite(row), ensure_ascii=False)}".encode("utf-8", "replace")
+            mark = ","
     yield b"\n]\n"
 
 
@@ -89,39 +92,44 @@ def _finite(row: dict[str, object]) -> dict[str, object]:
     return {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}
 
 
-def _zip(table: pa.Table) -> Iterator[bytes]:
+def _zip(parts: Iterator[pa.Table]) -> Iterator[bytes]:
     """The pictures as they are, in folders as their ids say, and ``samples.csv`` with the ``file`` of each; pictures
     that are not there have none."""
     sink = _Sink()
-    files: list[str | None] = []
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
-        taken: set[str] = set()
-        for row, (name, path) in enumerate(zip(*(table.column(of).to_pylist() for of in ("id", "path")), strict=True)):
-            file = _place(name, row, taken)
-            try:
-                picture = Path(path).open("rb")  # noqa: SIM115  closed below, in pieces
-            except (OSError, ValueError):
-                files.append(None)
-                continue
-            with picture, archive.open(zipfile.ZipInfo(file), "w", force_zip64=True) as entry:
-                while piece := picture.read(_PIECE):
-                    entry.write(piece)
-                    yield sink.take()
-            files.append(file)
-            yield sink.take()
-        listed = join_lists(table).append_column("file", pa.array(files, pa.string()))
-        with archive.open(zipfile.ZipInfo("samples.csv"), "w", force_zip64=True) as entry:
-            for part in _csv(listed):
-                entry.write(part)
-                yield sink.take()
+    taken: set[str] = set()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive, tempfile.TemporaryFile() as listed:
+        for number, part in enumerate(parts):
+            files: list[str | None] = []
+            for name, path in zip(*(part.column(of).to_pylist() for of in ("id", "path")), strict=True):
+                file = _place(name, taken)
+                try:
+                    picture = Path(path).open("rb")  # noqa: SIM115  closed below, in pieces
+                except (OSError, ValueError):
+                    files.append(None)
+                    continue
+                files.append(file)
+                with picture:
+                    yield from _add(archive, sink, file, picture)
+            table = join_lists(part).append_column("file", pa.array(files, pa.string()))
+            csv.write_csv(table, listed, csv.WriteOptions(include_header=number == 0))
+        listed.seek(0)
+        yield from _add(archive, sink, "samples.csv", listed)
     yield sink.take()
 
 
-def _place(name: str, row: int, taken: set[str]) -> str:
-    """Where a picture goes in the archive: its id, made safe to unpack anywhere."""
+def _add(archive: zipfile.ZipFile, sink: _Sink, name: str, content: IO[bytes]) -> Iterator[bytes]:
+    with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as entry:
+        while piece := content.read(_PIECE):
+            entry.write(piece)
+            yield sink.take()
+    yield sink.take()
+
+
+def _place(name: str, taken: set[str]) -> str:
+    """Where a picture goes in the archive: its id, made safe to unpack anywhere; ``taken``: names that are there."""
     parts = [make_slug(part, 100) for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "..")]
-    file = "/".join(["pictures", *parts]) if parts else f"pictures/{row}"
+    file = "/".join(["pictures", *(parts or ["_"])])
     if file.casefold() in taken:
-        file = f"pictures/{row}_{parts[-1] if parts else ''}"
+        file = f"pictures/{len(taken)}_{(parts or ['_'])[-1]}"
     taken.add(file.casefold())
     return file

@@ -31,6 +31,7 @@ from pfungst.viewer.opened import OpenRun
 
 KINDS = ("tsne", "spectral", "umap")  # of one class, "KIND:CLASS"; besides "all" and "pair:COLUMN:COLUMN"
 _KEPT_POINTS = 8_000_000  # of all maps that are held
+_ASPECT = 1.6  # of the map of all classes, about that of a window
 _MARGIN = 0.05  # of a class's cell in the map of all classes
 
 Told = Callable[[int, int], bool]  # takes how much is done, of how much; says whether to go on
@@ -146,7 +147,7 @@ class Layouts:
         names = self.columns.find("class").values
         counts = np.bincount(codes[codes < len(names)].astype(int), minlength=len(names))
         there = np.flatnonzero(counts)
-        wide = max(1, int(np.ceil(np.sqrt(len(there)))))
+        wide = max(1, int(np.ceil(np.sqrt(_ASPECT * len(there)))))
         return [(names[c], (i % wide, i // wide), int(counts[c])) for i, c in enumerate(there)]
 
     def _drawn(self) -> bool:
