@@ -1,9 +1,10 @@
-"""The viewer's map with a million samples: seconds to the first picture, to the answer of a lasso, and the server's memory.
+"""The viewer's map with a million samples: time to the first picture, to the answer of a lasso, the server's memory.
 
     python benchmarks/viewer_million.py [--samples 1000000] [--out benchmarks/results/viewer_million.csv]
 
-A run is made up (1000 classes, a map of each class, 30 columns) and shown by ``pfungst view`` in a process of its own; a
-Chromium without a graphics card (SwiftShader) asks it.  A picture counts when its pixels can be read back.
+A run is made up (1000 classes, a map of each class, 30 columns) and shown by ``pfungst view`` in a process of its own;
+a Chromium without a graphics card (SwiftShader) asks it.  A picture counts when its pixels can be read back.  Memory is
+the most that the server held, the export of the selection as CSV included.
 """
 
 from __future__ import annotations

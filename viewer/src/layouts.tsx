@@ -132,15 +132,16 @@ export function LayoutChoice({ layouts, known, layout }: { layouts: Layouts; kno
             </select>
           </label>
         ))}
-      <State layout={layout} />
     </div>
   );
 }
 
-function State({ layout }: { layout: Layout }) {
+/** How far the map is, while it is not there. */
+export function LayoutState({ layout }: { layout: Layout }) {
   const { progress } = layout;
+  if (layout.points) return null;
   if (layout.failure) return <p class="failure">{layout.failure}</p>;
-  if (!progress || progress.state === "ready" || progress.state === "stopping") return null;
+  if (!progress || progress.state === "ready") return <p class="soft">Loading …</p>;
   if (progress.state === "working") {
     const left = progress.seconds_left;
     return (
@@ -155,7 +156,7 @@ function State({ layout }: { layout: Layout }) {
   }
   return (
     <div class="line">
-      {progress.failure && <p class="soft small">{progress.failure}</p>}
+      <p class="soft">{progress.failure || "The run does not keep this map."}</p>
       <button type="button" onClick={layout.start}>
         compute this map
       </button>

@@ -3,7 +3,7 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { get, sampleUrl, type Overview } from "./api";
 import { Gallery, tell } from "./gallery";
-import { LayoutChoice, useLayout } from "./layouts";
+import { LayoutChoice, LayoutState, useLayout } from "./layouts";
 import {
   colourBy, countGroups, fetchColumn, fetchFacts, fetchSelection, flag, greyColour, isDark, keepSelection, readFilters, selectWithin, UNKNOWN,
   writeFilters, type Column, type Columns, type Facts, type Filter, type Layouts, type Values,
@@ -16,6 +16,7 @@ import { Surface, type How, type Outline, type Tool } from "./surface";
 const TOOLS: [Tool, string][] = [["move", "v"], ["box", "b"], ["lasso", "l"]];
 const HOWS: [How, string][] = [["new", ""], ["add", "Shift"], ["subtract", "Alt"]];
 const NO_ROWS = new Uint32Array(0);
+const NO_POINTS = new Float32Array(0);
 
 export function MapView({ run, overview, state }: { run: number; overview: Overview; state: State }) {
   const [columns, setColumns] = useState<Columns>();
@@ -121,8 +122,8 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
   const layout = useLayout(run, known, layouts, values["layout"] ?? "");
   const selection = useSelection(run, known.samples, values["chosen"] ?? "");
   const rows = useMemo(() => {
-    if (!ready || !layout.points || !scatter.current) return NO_ROWS;
-    scatter.current.setPoints(layout.points);
+    if (!ready || !scatter.current) return NO_ROWS;
+    scatter.current.setPoints(layout.points ?? NO_POINTS);
     return scatter.current.rows;
   }, [ready, layout.points]);
 
@@ -256,6 +257,7 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
           </button>
         </div>
         <Surface
+          note={layout.points ? undefined : <LayoutState layout={layout} />}
           scatter={scatter}
           tool={tool}
           how={how}

@@ -22,7 +22,7 @@ export interface Layouts {
 }
 
 export interface Progress {
-  state: "ready" | "absent" | "working" | "failed" | "stopping";
+  state: "ready" | "absent" | "working" | "failed";
   points?: number;
   done?: number;
   total?: number;

@@ -27,6 +27,7 @@ export function Surface(props: {
   onReady: () => void;
   onCamera: (camera: Camera) => void;
   onOutline: (outline: Outline, how: How) => void;
+  note: preact.ComponentChildren; // over the middle, while there are no points
   card: (row: number) => preact.ComponentChildren;
 }) {
   const canvas = useRef<HTMLCanvasElement>(null);
@@ -219,6 +220,7 @@ export function Surface(props: {
         {path.length > 1 && !box && <polygon class="drawn" points={lasso} />}
         {at && <circle class="ring" cx={at[0]} cy={at[1]} r={8} />}
       </svg>
+      {props.note && <div class="note">{props.note}</div>}
       {scatter && !scatter.usable && (
         <p class="failure">This browser has no WebGL2, so no points are drawn; the table of groups can be used.</p>
       )}
