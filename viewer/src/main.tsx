@@ -6,11 +6,13 @@ import { get, type Overview } from "./api";
 import { CompareView } from "./compare";
 import { FindingsView } from "./findings";
 import { LabView } from "./lab";
+import { MapView } from "./map";
 import { go, useAddress, type State } from "./state";
 
 /** What is shown of a run; `least`: only where so many runs are shown. */
 const VIEWS: Record<string, { title: string; show: (props: ViewProps) => preact.JSX.Element; least?: number }> = {
   findings: { title: "Findings", show: FindingsView },
+  map: { title: "Map", show: MapView },
   try: { title: "Try it", show: LabView },
   compare: { title: "Compare", show: CompareView, least: 2 },
 };

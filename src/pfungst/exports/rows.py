@@ -26,6 +26,7 @@ _COLUMNS = (
     *("id", "path", "label", "prediction", "probability", "class", "score", "outlier", "cluster", "x", "y"),
     "set_aside",
 )
+_BATCH = 20_000  # samples that are read at once
 _SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation where width and height change places
 
 
@@ -85,26 +86,53 @@ def select_samples(
     records = add_judgements(run, records)
     table = pq.read_table(run.path / "samples.parquet", columns=list(_COLUMNS))
     ids = table.column("id").to_pylist()
-    told: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        for name in record["samples"]:
-            told.setdefault(name, []).append(record)
+    told = _by_sample(records)
     wanted = np.array([name in told or not findings for name in ids], dtype=bool)
     if whole_classes and findings:
         classes = pa.array(sorted({record["class"] for record in records}))
         wanted |= pc.is_in(table.column("class"), value_set=classes).to_numpy()
     rows = np.flatnonzero(wanted)
     table = table.take(pa.array(rows))
-    if images is not None:
-        paths = [str(Path(images) / name) for name in table.column("id").to_pylist()]
-        table = table.set_column(table.schema.get_field_index("path"), "path", pa.array(paths, pa.string()))
-    own = [told.get(ids[row], []) for row in rows]
-    for name, text in (("findings", _id), ("verdicts", _verdict), ("judgements", last_answer)):
-        column = pa.array([[text(record) for record in one] for one in own], pa.list_(pa.string()))
-        table = table.append_column(name, column)
+    table = _complete(table, told, images)
     preprocess = from_description(description["model"]["preprocess"])
     maps = "relevance" if description["settings"]["full_maps"] else "where"
     return Samples(run, description, records, rows, table, preprocess, maps)
+
+
+def stream_samples(run: Run, rows: np.ndarray, images: str | Path | None = None) -> Iterator[pa.Table]:
+    """The table of ``Samples`` of these rows, ascending, in pieces; never all of it is held."""
+    told = _by_sample(add_judgements(run, run.read_json("findings.json")["findings"]))
+    start, some = 0, False
+    with pq.ParquetFile(run.path / "samples.parquet") as file:
+        for batch in file.iter_batches(_BATCH, columns=list(_COLUMNS)):
+            first, last = np.searchsorted(rows, [start, start + len(batch)])
+            if first < last or not some:  # at least one piece, so that its columns are known
+                part = pa.Table.from_batches([batch]).take(pa.array(rows[first:last] - start))
+                yield _complete(part.select(_COLUMNS), told, images)
+                some = True
+            start += len(batch)
+
+
+def _by_sample(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The findings of each sample, by its id."""
+    told: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        for name in record["samples"]:
+            told.setdefault(name, []).append(record)
+    return told
+
+
+def _complete(table: pa.Table, told: dict[str, list[dict[str, Any]]], images: str | Path | None) -> pa.Table:
+    """The table with the paths of moved pictures, and with what is told of the findings of each sample."""
+    ids = table.column("id").to_pylist()
+    if images is not None:
+        paths = [str(Path(images) / name) for name in ids]
+        table = table.set_column(table.schema.get_field_index("path"), "path", pa.array(paths, pa.string()))
+    own = [told.get(name, []) for name in ids]
+    for name, text in (("findings", _id), ("verdicts", _verdict), ("judgements", last_answer)):
+        column = pa.array([[text(record) for record in one] for one in own], pa.list_(pa.string()))
+        table = table.append_column(name, column)
+    return table
 
 
 def _id(record: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ from pfungst.viewer.comparison import Comparison
 from pfungst.viewer.laboratory import Asked, Benches
 from pfungst.viewer.opened import SIDES, OpenRun
 from pfungst.viewer.own import OwnFindings
+from pfungst.viewer.planes import Planes
 
 STATIC = files("pfungst.viewer") / "static"
 _TYPES = {"app.js": "text/javascript", "app.css": "text/css", "icon.svg": "image/svg+xml"}
@@ -132,7 +133,7 @@ class Viewer:
 
 def make_app(viewer: Viewer, token: str) -> Starlette:
     """The application, guarded by ``token``."""
-    parts = (viewer, viewer.benches, viewer.own, viewer.comparison)  # other parts of the page add theirs here
+    parts = (viewer, viewer.benches, viewer.own, viewer.comparison, Planes(viewer))
     calls = [call for part in parts for call in part.calls()]
     description = describe_calls(calls, _version())
 

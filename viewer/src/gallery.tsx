@@ -1,0 +1,127 @@
+// The pictures of a selection, some at a time, and ways to take it elsewhere.
+
+import { useEffect, useState } from "preact/hooks";
+import { fetchFacts, type Facts } from "./mapdata";
+import { Picture, scaleOf, useMaps, usePalettes, WHOLE, type Look, type Mode } from "./pictures";
+import { go, type State } from "./state";
+
+const AT_ONCE = 24;
+const MODES: Mode[] = ["input", "overlay", "relevance"];
+const FORMATS: [string, string][] = [
+  ["csv", "CSV"],
+  ["parquet", "Parquet"],
+  ["json", "JSON"],
+  ["zip", "pictures (zip)"],
+];
+
+export function tell(one: Facts): string {
+  const said = one.prediction === null ? "not read" : `taken for ${one.prediction}`;
+  const sure = one.probability === null ? "" : ` (${(100 * one.probability).toFixed(0)} %)`;
+  return `${one.label ?? "no label"}, ${said}${sure}${one.finding ? `, ${one.finding}` : ""}`;
+}
+
+export function Gallery(props: {
+  run: number;
+  rows: Uint32Array;
+  id: string; // of the selection on the server; "" while it is being kept
+  state: State;
+  onMark: (row: number | undefined) => void;
+  onClear: () => void;
+}) {
+  const { run, rows, id, state } = props;
+  const known = usePalettes();
+  const [zoom, setZoom] = useState(WHOLE);
+  const [facts, setFacts] = useState<{ key: string; told: Facts[] }>({ key: "", told: [] });
+  const { look = "input", palette = "diverging", opacity = "90" } = state.values;
+  const last = Math.max(0, Math.ceil(rows.length / AT_ONCE) - 1);
+  const page = Math.min(last, Math.max(0, Number(state.values["from"]) || 0));
+  const first = page * AT_ONCE;
+  const shown = Array.from(rows.subarray(first, first + AT_ONCE));
+  const wanted: Look = {
+    mode: (MODES.includes(look as Mode) ? look : "input") as Mode,
+    palette,
+    opacity: Math.min(1, Math.max(0, Number(opacity) / 100)),
+    same: state.values["scale"] !== "own",
+  };
+  const maps = useMaps(run, shown, wanted.mode !== "input");
+  const key = shown.join();
+  useEffect(() => {
+    if (shown.length) fetchFacts(run, shown).then((told) => setFacts({ key, told }), () => undefined);
+  }, [run, key]);
+  const set = (name: string, value: string) => go({ values: { [name]: value } }, true);
+  const most = scaleOf(maps);
+  return (
+    <section class="gallery" aria-label="Selection">
+      <div class="line">
+        <h3>{rows.length.toLocaleString("en")} selected</h3>
+        <button type="button" onClick={props.onClear}>
+          clear <kbd>Esc</kbd>
+        </button>
+        <span class="line" role="group" aria-label="Export the selection">
+          <span class="soft small">as</span>
+          {FORMATS.map(([format, title]) =>
+            id ? (
+              <a class="button" href={`api/runs/${run}/selections/${id}/export?format=${format}`} download>
+                {title}
+              </a>
+            ) : (
+              <span class="button soft">{title}</span>
+            ),
+          )}
+        </span>
+      </div>
+      <div class="line">
+        <div class="line" role="group" aria-label="What is shown">
+          {MODES.map((mode) => (
+            <button type="button" aria-pressed={wanted.mode === mode} onClick={() => set("look", mode)}>
+              {mode}
+            </button>
+          ))}
+        </div>
+        {wanted.mode !== "input" && (
+          <label class="small soft">
+            Palette{" "}
+            <select value={palette} onChange={(event) => set("palette", event.currentTarget.value)}>
+              {Object.keys(known?.palettes ?? { diverging: 0 }).map((name) => (
+                <option value={name}>{name}</option>
+              ))}
+            </select>
+          </label>
+        )}
+        {rows.length > AT_ONCE && (
+          <span class="line">
+            <button type="button" disabled={page === 0} onClick={() => set("from", String(page - 1))}>
+              previous
+            </button>
+            <span class="soft small">
+              {first + 1} to {Math.min(first + AT_ONCE, rows.length)}
+            </span>
+            <button type="button" disabled={page >= last} onClick={() => set("from", String(page + 1))}>
+              next
+            </button>
+          </span>
+        )}
+      </div>
+      <div class="pictures">
+        {shown.map((row, i) => {
+          const told = facts.key === key ? facts.told[i] : undefined;
+          return (
+            <div
+              class="one"
+              key={row}
+              tabIndex={0}
+              onFocus={() => props.onMark(row)}
+              onBlur={() => props.onMark(undefined)}
+              onMouseEnter={() => props.onMark(row)}
+              onMouseLeave={() => props.onMark(undefined)}
+            >
+              <Picture run={run} row={row} look={wanted} map={maps[i]} scale={most} zoom={zoom} onZoom={setZoom} label={told?.id ?? `sample ${row}`}>
+                {told && <figcaption title={told.id}>{tell(told)}</figcaption>}
+              </Picture>
+            </div>
+          );
+        })}
+      </div>
+    </section>
+  );
+}
