@@ -165,7 +165,7 @@ def test_one_run_has_nothing_to_compare_with_and_no_model_is_told(page: Any, run
     served = serve(make_app(Viewer([OpenRun(runs[0])]), "token"))
     page.goto(next(served) + "#view=compare")
     page.locator("main").wait_for()
-    assert page.locator("nav button").all_inner_texts() == ["Findings", "Try it"]
+    assert page.locator("nav button").all_inner_texts() == ["Findings", "Map", "Try it"]
     page.get_by_role("button", name="Try it", exact=True).click()
     page.get_by_text("pfungst view RUN --model").wait_for()
     assert not page.locator(".board").count()
