@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import time
+import types
 import zipfile
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from starlette.testclient import TestClient
 
 from pfungst.store import BLOCK, Run
 from pfungst.viewer.lassos import Plane
+from pfungst.viewer.layouts import _MAKERS
 from pfungst.viewer.opened import OpenRun
 from pfungst.viewer.selections import MOST_UNNAMED
 from pfungst.viewer.server import Viewer, make_app
@@ -214,16 +219,55 @@ def test_layouts_are_the_runs_or_computed_on_request(client: TestClient, tmp_pat
     for name in ("tsne:2", "spectral:0"):
         assert asked(client, f"/layouts/{name}").json() == {"state": "absent"}
         assert client.get(f"{HERE}/layouts/{name}/points").status_code == 409
-        told = asked(client, f"/layouts/{name}", {}).json()
-        until = time.monotonic() + 20
-        while told["state"] == "working" and time.monotonic() < until:
-            time.sleep(0.02)
-            told = asked(client, f"/layouts/{name}").json()
-        assert told == {"state": "ready", "points": 40}
+        asked(client, f"/layouts/{name}", {})
+        assert wait_for(client, name) == {"state": "ready", "points": 40}
         assert len(np.unique(asked(client, f"/layouts/{name}/points").content)) > 0
     for name in ("tsne:3", "tsne:-1", "pca:0", "pair:0", "pair:0:99", "pair:0:1", "tsne:٣"):
         assert client.get(f"{HERE}/layouts/{name}").status_code in (404, 422)
     assert not (tmp_path / "run" / "embeddings" / "0002.json").exists()
+
+
+def test_umap_is_there_where_its_package_is(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "umap" not in asked(client, "/layouts").json()["kinds"] or find_spec("umap")
+    package = types.ModuleType("umap")
+    package.__spec__ = ModuleSpec("umap", None)
+    fake = types.SimpleNamespace(fit_transform=lambda vectors: vectors[:, :2])
+    package.UMAP = lambda random_state: fake  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "umap", package)
+    assert "umap" in asked(client, "/layouts").json()["kinds"]
+    asked(client, "/layouts/umap:1", {})
+    assert wait_for(client, "umap:1") == {"state": "ready", "points": 40}
+
+
+def test_one_map_is_computed_at_a_time_and_can_be_stopped(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(vectors: np.ndarray, seed: int, go_on: Any) -> np.ndarray:
+        for step in range(1000):
+            go_on(step + 1, 1000)
+            time.sleep(0.01)
+        return vectors[:, :2]
+
+    monkeypatch.setitem(_MAKERS, "spectral", slow)
+    asked(client, "/layouts/spectral:0", {})
+    time.sleep(0.1)
+    told = asked(client, "/layouts/spectral:0").json()
+    assert told["state"] == "working"
+    assert 0 < told["done"] < told["total"] == 1000
+    assert 5 < told["seconds_left"] < 60
+    assert client.post(HERE + "/layouts/tsne:2", json={}).status_code == 409
+    assert client.delete(HERE + "/layouts/spectral:0").status_code == 200
+    assert wait_for(client, "spectral:0")["failure"] == "stopped"
+    monkeypatch.setitem(_MAKERS, "spectral", lambda *_: 1 / 0)
+    asked(client, "/layouts/spectral:0", {})
+    assert "ZeroDivisionError" in wait_for(client, "spectral:0")["failure"]
+
+
+def wait_for(client: TestClient, name: str) -> dict[str, Any]:
+    until = time.monotonic() + 20
+    while True:
+        told: dict[str, Any] = asked(client, f"/layouts/{name}").json()
+        if told["state"] != "working" or time.monotonic() > until:
+            return told
+        time.sleep(0.02)
 
 
 def test_outlines_select_on_the_server(client: TestClient) -> None:

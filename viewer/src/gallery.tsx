@@ -1,6 +1,7 @@
 // The pictures of a selection, some at a time, and ways to take it elsewhere.
 
 import { useEffect, useState } from "preact/hooks";
+import { post } from "./api";
 import { fetchFacts, type Facts } from "./mapdata";
 import { Picture, scaleOf, useMaps, usePalettes, WHOLE, type Look, type Mode } from "./pictures";
 import { go, type State } from "./state";
@@ -70,6 +71,7 @@ export function Gallery(props: {
           )}
         </span>
       </div>
+      <KeepOwn run={run} rows={rows} />
       <div class="line">
         <div class="line" role="group" aria-label="What is shown">
           {MODES.map((mode) => (
@@ -123,5 +125,46 @@ export function Gallery(props: {
         })}
       </div>
     </section>
+  );
+}
+
+/** The selection as a finding of one's own, which can be tested by experiment. */
+function KeepOwn({ run, rows }: { run: number; rows: Uint32Array }) {
+  const [name, setName] = useState("");
+  const [told, setTold] = useState("");
+  const keep = async () => {
+    try {
+      await post(`runs/${run}/own`, { name: name.trim(), rows: Array.from(rows) });
+      go({ view: "try" });
+    } catch (error) {
+      setTold((error as Error).message);
+    }
+  };
+  return (
+    <form
+      class="line"
+      onSubmit={(event) => {
+        event.preventDefault();
+        void keep();
+      }}
+    >
+      <input
+        aria-label="Name of a finding of your own"
+        placeholder="name"
+        maxLength={64}
+        pattern="[A-Za-z0-9_\\-]+"
+        title="letters, digits, - and _"
+        value={name}
+        onInput={(event) => setName(event.currentTarget.value)}
+      />
+      <button type="submit" disabled={!name.trim()}>
+        make it a finding of your own
+      </button>
+      {told && (
+        <span class="failure small" role="status">
+          {told}
+        </span>
+      )}
+    </form>
   );
 }

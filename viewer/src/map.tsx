@@ -231,9 +231,9 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
           onFilter={(what) => filter(column.name, what)}
           onSelect={selectGroup}
         />
-        <Saved run={run} chosen={selection.rows.length} stamp="" onKeep={(name) => selection.change(selection.mask, name)} />
+        <Saved run={run} chosen={selection.rows.length} onKeep={(name) => selection.change(selection.mask, name)} />
       </section>
-      <section class="plot" aria-label="Map of samples">
+      <main class="plot" aria-label="Map of samples">
         <div class="line bar">
           <span class="line" role="group" aria-label="Tool">
             {TOOLS.map(([name, key]) => (
@@ -276,7 +276,7 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
           {selection.rows.length > 0 && `, ${selection.rows.length.toLocaleString("en")} selected`}
           {[told, selection.told].filter(Boolean).map((text) => ` · ${text}`)}
         </p>
-      </section>
+      </main>
       {selection.rows.length > 0 && (
         <Gallery run={run} rows={selection.rows} id={selection.id} state={state} onMark={setMarked} onClear={() => void selection.change(undefined)} />
       )}

@@ -196,9 +196,12 @@ function variable(name: string): Colour {
 
 export const greyColour = () => variable("rest");
 
+const FREE = [120, 5, 55, 190, 300, 245]; // hues between those of g0 to g5
+
+/** A colour for the values beyond the six that have one in colours.css; the table names all of them. */
 function hue(number: number, dark: boolean): Colour {
-  const angle = (number * 137.508 + 30) % 360;
-  const light = dark ? 0.68 : 0.4;
+  const angle = FREE[number - 6] ?? (number * 137.508) % 360;
+  const light = (dark ? 0.68 : 0.4) + (number >= 12 ? (number % 2 ? 0.1 : -0.1) : 0);
   const strong = 0.62 * Math.min(light, 1 - light);
   return [0, 8, 4].map((n) => {
     const k = (n + angle / 30) % 12;

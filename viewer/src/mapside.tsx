@@ -56,7 +56,7 @@ export function Groups(props: {
               </th>
               <td>{one.shown.toLocaleString("en")}</td>
               <td>
-                <button type="button" class="plain" aria-label={`select ${one.name}`} onClick={() => props.onSelect(one.code)}>
+                <button type="button" class="plain" aria-label={`${one.chosen ? one.chosen.toLocaleString("en") : "select"}: select ${one.name}`} onClick={() => props.onSelect(one.code)}>
                   {one.chosen ? one.chosen.toLocaleString("en") : "select"}
                 </button>
               </td>
@@ -124,7 +124,7 @@ export function Chips({ filters, columns, onRemove }: { filters: Filters; column
   return (
     <div class="line chips" role="group" aria-label="Filters">
       {[...filters].map(([name, filter]) => (
-        <button type="button" key={name} aria-label={`remove the filter ${tell(name, filter)}`} onClick={() => onRemove(name)}>
+        <button type="button" key={name} aria-label={`${tell(name, filter)} ×: remove this filter`} onClick={() => onRemove(name)}>
           {tell(name, filter)} ×
         </button>
       ))}
@@ -133,12 +133,12 @@ export function Chips({ filters, columns, onRemove }: { filters: Filters; column
 }
 
 /** Views and selections that somebody gave a name. */
-export function Saved({ run, chosen, stamp, onKeep }: { run: number; chosen: number; stamp: string; onKeep: (name: string) => Promise<void> }) {
+export function Saved({ run, chosen, onKeep }: { run: number; chosen: number; onKeep: (name: string) => Promise<void> }) {
   const [kept, setKept] = useState<Kept>({ views: [], selections: [] });
   const [name, setName] = useState("");
   const [told, setTold] = useState("");
   const read = () => fetchKept(run).then(setKept, (error: Error) => setTold(error.message));
-  useEffect(() => void read(), [run, stamp]);
+  useEffect(() => void read(), [run]);
   const act = async (work: Promise<unknown>, text: string) => {
     try {
       await work;
