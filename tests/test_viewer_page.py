@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import threading
@@ -242,3 +243,19 @@ def open_narrow(browser: Any, address: str, width: int, scheme: str) -> tuple[An
     page.wait_for_selector("article .sides .frame")
     assert not page.locator(".listed").first.is_visible()
     return page, wrong
+
+
+def test_a_selection_becomes_a_finding_of_ones_own(browser: Any, address: str, run: Path) -> None:
+    page, wrong = open_page(browser, address, 1280, "light")
+    page.goto(page.url.split("#")[0] + "#view=map&layout=tsne:1")  # of the roses
+    page.wait_for_selector("text=40 of 80 samples shown")
+    page.focus(".surface canvas")
+    page.keyboard.press("a")
+    page.wait_for_selector("text=40 selected")
+    page.fill("[aria-label='Name of a finding of your own']", "all-roses")
+    page.click("text=make it a finding of your own")
+    page.wait_for_selector("[aria-label='Findings of your own'] >> text=all-roses")
+    kept = json.loads((run / "own" / "all-roses.json").read_text())
+    assert (kept["class"], len(kept["rows"])) == ("rose", 40)
+    assert wrong == []
+    page.context.close()

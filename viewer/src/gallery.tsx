@@ -152,7 +152,7 @@ function KeepOwn({ run, rows }: { run: number; rows: Uint32Array }) {
         aria-label="Name of a finding of your own"
         placeholder="name"
         maxLength={64}
-        pattern="[A-Za-z0-9_\\-]+"
+        pattern="[A-Za-z0-9_\-]+"
         title="letters, digits, - and _"
         value={name}
         onInput={(event) => setName(event.currentTarget.value)}
