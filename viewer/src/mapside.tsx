@@ -82,12 +82,12 @@ function Range(props: { column: Column; filter: Filter | undefined; ends: [numbe
   const filter = props.filter && "low" in props.filter ? props.filter : { low: -Infinity, high: Infinity };
   const stops = rampColours(props.dark, 9).map(css);
   const field = (end: "low" | "high", label: string) => (
-    <label>
+    <label key={`${end} ${filter[end]}`}>
       {label}
       <input
         type="number"
         step="any"
-        value={Number.isFinite(filter[end]) ? filter[end] : ""}
+        defaultValue={Number.isFinite(filter[end]) ? String(filter[end]) : ""}
         onChange={(event) => {
           const text = event.currentTarget.value;
           const next = { ...filter, [end]: text === "" ? (end === "low" ? -Infinity : Infinity) : Number(text) };
