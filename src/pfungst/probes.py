@@ -31,7 +31,7 @@ _PROBED = 48  # pictures of each role
 _TRIED = 6  # tails of a class that are tried on the model
 # Least suspicion of a group.  Properties vary without a gap, and models do use the blue of a sky: what is not clearly
 # apart is a piece of one cloud, and there are many.
-SEPARATE = 0.5
+_SEPARATE = 0.5
 _GAP = 0.9  # from which a property alone sets a group apart: the threshold and the discriminant were chosen by it
 _APART = 0.2  # least depth of the valley before a tail that is tried
 _MOST_UNDONE = 2000  # pictures of a class in which a change is undone; of more, as many are drawn
@@ -191,7 +191,7 @@ def _try_tails(
     tested by a region.
     """
     lab = make_laboratory(subject)
-    least = max(SEPARATE, subject.settings.separate)
+    least = max(_SEPARATE, subject.settings.separate)
     kept: list[np.ndarray] = []
     for tail in tails:
         inside, outside = rows[tail.members], np.delete(rows, tail.members)

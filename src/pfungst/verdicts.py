@@ -19,13 +19,16 @@ from pfungst.interventions import Case, Samples, examine, observe
 from pfungst.maps import READ, Progress, Subject, make_laboratory
 from pfungst.neighbours import find_duplicates
 from pfungst.portraits import describe_portrait, draw_portrait, explain_place, read_columns
-from pfungst.probes import SEPARATE, examine_alteration, restore_alteration, seek_alteration
+from pfungst.probes import examine_alteration, restore_alteration, seek_alteration
 from pfungst.regions import Laboratory, Region, control_masks, find_direction
 from pfungst.settings import Settings
 from pfungst.store import Run
 from pfungst.strategies import Candidate, rank_candidates
 from pfungst.vectors import unit_rows
 
+# Suspicion from which a property is sought for a group found by its relevance: pictures with much sky are a little apart
+# too, and models do use the blue of a sky.
+_CLEARLY_APART = 0.8
 _MOST_OF_IT = 0.3  # share of the picture from which a region may as well be the whole of it
 _LEAST_DIFFERENT = 6  # pictures of a role below which near-duplicates are better than none
 
@@ -139,7 +142,7 @@ def try_candidate(
     region = examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed)
     if told(region).verdict == "confirmed" and region.region.area < _MOST_OF_IT:
         return region, None, None, 1
-    if alteration is None and suspicion >= SEPARATE and len(case.outsiders):
+    if alteration is None and suspicion >= _CLEARLY_APART and len(case.outsiders):
         roles = (candidate.members, candidate.others, case.outsiders)
         properties = run.read_array("properties").astype(np.float64)
         found = seek_alteration(subject, lab, candidate.class_index, roles, properties)
