@@ -26,8 +26,8 @@ from pfungst.store import Run
 from pfungst.strategies import Candidate, rank_candidates
 from pfungst.vectors import unit_rows
 
-# Suspicion from which a property is sought for a group found by its relevance: pictures with much sky are a little apart
-# too, and models do use the blue of a sky.
+# Suspicion from which a property is sought for a group found by its relevance: pictures with much sky are a little
+# apart too, and models do use the blue of a sky.
 _CLEARLY_APART = 0.8
 _MOST_OF_IT = 0.3  # share of the picture from which a region may as well be the whole of it
 _LEAST_DIFFERENT = 6  # pictures of a role below which near-duplicates are better than none
