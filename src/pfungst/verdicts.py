@@ -240,6 +240,8 @@ def describe_place(mask: np.ndarray, kind: str) -> str:
     """Where a mask (H, W) lies, in words."""
     if kind == "moving":
         return f"a detail that moves from picture to picture ({mask.mean():.0%} of the picture)"
+    if not mask.any():
+        return "no region (nothing sets the members' relevance apart)"
     height, width = mask.shape
     area = f"({mask.mean():.0%} of the picture)"
     rim = max(1, round(0.08 * min(height, width)))
