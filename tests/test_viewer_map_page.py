@@ -123,6 +123,13 @@ def test_filtered_points_stay_grey_and_are_not_selected(page: Any, address: str)
     page.get_by_label("only dog").click()
     assert told(page, r"(\d+) filtered out") == 40
     assert 0 < marks(page) < before
+    page.get_by_role("checkbox", name="cat").check()
+    page.get_by_role("checkbox", name="dog").uncheck()
+    page.wait_for_url("**only=label%3A0*")
+    page.get_by_role("checkbox", name="cat").uncheck()  # the last one: all are shown again
+    page.get_by_role("checkbox", name="cat").uncheck()
+    page.wait_for_url("**only=label%3A%210*")  # all but one, however many there are
+    assert told(page, r"(\d+) filtered out") == 40
     page.locator("button", has_text="box").click()
     drag(page, [SQUARE[0], SQUARE[2]])
     assert told(page, r"(\d+) selected") == 40

@@ -57,6 +57,12 @@ export function FindingPage(props: {
         <button type="button" onClick={props.onUndo}>
           undo <kbd>z</kbd>
         </button>
+        <button
+          type="button"
+          onClick={() => go({ view: "map", values: { layout: `tsne:${listed.class_index}`, colour: "finding", only: "", at: "", chosen: "" } })}
+        >
+          on the map
+        </button>
       </div>
       {listed.judgements.length > 0 && (
         <ul class="said">
