@@ -65,3 +65,11 @@ def test_flat_data_have_places(vectors: np.ndarray) -> None:
     coordinates = embed(vectors)
     assert coordinates.shape == (len(vectors), 2)
     assert np.isfinite(coordinates).all()
+
+
+def test_progress_is_told_and_changes_nothing() -> None:
+    vectors = np.random.default_rng(0).normal(size=(30, 5))
+    told: list[tuple[int, int]] = []
+    assert np.array_equal(embed(vectors), embed(vectors, progress=lambda done, total: told.append((done, total))))
+    assert told[-1] == (750, 750)
+    assert told == sorted(told)

@@ -140,7 +140,17 @@ export function LayoutChoice({ layouts, known, layout }: { layouts: Layouts; kno
 export function LayoutState({ layout }: { layout: Layout }) {
   const { progress } = layout;
   if (layout.points) return null;
-  if (layout.failure) return <p class="failure">{layout.failure}</p>;
+  if (layout.failure)
+    return (
+      <div class="line">
+        <p class="failure">{layout.failure}</p>
+        {progress?.state === "absent" && (
+          <button type="button" onClick={layout.start}>
+            try again
+          </button>
+        )}
+      </div>
+    );
   if (!progress || progress.state === "ready") return <p class="soft">Loading …</p>;
   if (progress.state === "working") {
     const left = progress.seconds_left;

@@ -234,6 +234,7 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
         <Saved run={run} chosen={selection.rows.length} onKeep={(name) => selection.change(selection.mask, name)} />
       </section>
       <main class="plot" aria-label="Map of samples">
+        <h1 class="hidden">Map of samples</h1>
         <div class="line bar">
           <span class="line" role="group" aria-label="Tool">
             {TOOLS.map(([name, key]) => (

@@ -106,11 +106,14 @@ export const fetchKept = (run: number) => get<Kept>(`runs/${run}/views`);
 
 // ---- filters -----------------------------------------------------------------------------------------------------------
 
-/** What passes: codes of a category (UNKNOWN for none), or numbers from ``low`` to ``high``. */
-export type Filter = { codes: number[] } | { low: number; high: number };
+/** What passes: codes of a category (UNKNOWN for none), or all but these, or numbers from ``low`` to ``high``. */
+export type Filter = { codes: number[]; not: boolean } | { low: number; high: number };
 export type Filters = Map<string, Filter>;
 
-/** As they stand in the address: label:0.3;outlier:1.2..4 */
+export const passes = (filter: Filter | undefined, code: number) =>
+  !filter || !("codes" in filter) || filter.codes.includes(code) !== filter.not;
+
+/** As they stand in the address: label:0.3;finding:!n;outlier:1.2..4 */
 export function readFilters(text: string): Filters {
   const found: Filters = new Map();
   for (const part of text.split(";")) {
@@ -120,7 +123,11 @@ export function readFilters(text: string): Filters {
     const [low, high] = range ? [range[1] ? Number(range[1]) : -Infinity, range[2] ? Number(range[2]) : Infinity] : [NaN, NaN];
     try {
       if (range) found.set(decodeURIComponent(name), { low, high });
-      else found.set(decodeURIComponent(name), { codes: what.split(".").map((code) => (code === "n" ? UNKNOWN : Number(code))) });
+      else {
+        const codes = what.replace("!", "").split(".");
+        const not = what.startsWith("!");
+        found.set(decodeURIComponent(name), { codes: codes.map((code) => (code === "n" ? UNKNOWN : Number(code))), not });
+      }
     } catch {
       // a damaged link: this filter is left out
     }
@@ -132,8 +139,9 @@ export function writeFilters(filters: Filters): string {
   return [...filters]
     .map(([name, filter]) => {
       const ends = "low" in filter ? [filter.low, filter.high].map((end) => (Number.isFinite(end) ? String(end) : "")) : [];
-      const codes = "codes" in filter ? filter.codes.map((code) => (code === UNKNOWN ? "n" : String(code))) : [];
-      return `${encodeURIComponent(name)}:${"low" in filter ? ends.join("..") : codes.join(".")}`;
+      if ("low" in filter) return `${encodeURIComponent(name)}:${ends.join("..")}`;
+      const codes = filter.codes.map((code) => (code === UNKNOWN ? "n" : String(code)));
+      return `${encodeURIComponent(name)}:${filter.not ? "!" : ""}${codes.join(".")}`;
     })
     .join(";");
 }
@@ -143,8 +151,8 @@ export function flag(samples: number, filters: [Filter, Values][], mask: Uint8Ar
   const flags = new Uint8Array(samples);
   for (const [filter, values] of filters) {
     if ("codes" in filter) {
-      const passes = new Set(filter.codes);
-      for (let row = 0; row < samples; row++) if (!passes.has(values[row]!)) flags[row] = GREY;
+      const named = new Set(filter.codes);
+      for (let row = 0; row < samples; row++) if (named.has(values[row]!) === filter.not) flags[row] = GREY;
     } else {
       for (let row = 0; row < samples; row++) if (!(values[row]! >= filter.low && values[row]! <= filter.high)) flags[row] = GREY;
     }

@@ -2,7 +2,7 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { post } from "./api";
-import { css, fetchKept, type Column, type Filter, type Filters, type Group, type Kept, rampColours, UNKNOWN } from "./mapdata";
+import { css, fetchKept, type Column, type Filter, type Filters, type Group, type Kept, passes, rampColours, UNKNOWN } from "./mapdata";
 import { go, readState, writeState } from "./state";
 
 const AT_ONCE = 40; // groups in the table before the rest is asked for
@@ -20,12 +20,12 @@ export function Groups(props: {
   const { column, groups, filter } = props;
   const [whole, setWhole] = useState(false);
   if (column.kind === "number") return <Range {...props} />;
-  const passes = (code: number) => !filter || !("codes" in filter) || filter.codes.includes(code);
   const toggle = (code: number) => {
-    const now = new Set(filter && "codes" in filter ? filter.codes : [...column.values.keys(), UNKNOWN]);
+    const now = new Set(filter && "codes" in filter ? filter.codes : []);
+    const not = !filter || !("codes" in filter) || filter.not;
     if (now.has(code)) now.delete(code);
     else now.add(code);
-    props.onFilter(now.size > column.values.length || !now.size ? undefined : { codes: [...now].sort((a, b) => a - b) });
+    props.onFilter(now.size ? { codes: [...now].sort((a, b) => a - b), not } : undefined);
   };
   const shown = whole ? groups : groups.slice(0, AT_ONCE);
   return (
@@ -41,15 +41,15 @@ export function Groups(props: {
         </thead>
         <tbody>
           {shown.map((one) => (
-            <tr key={one.code} class={passes(one.code) ? "" : "off"}>
+            <tr key={one.code} class={passes(filter, one.code) ? "" : "off"}>
               <th scope="row">
                 <div>
                 <label>
-                  <input type="checkbox" checked={passes(one.code)} onChange={() => toggle(one.code)} />
+                  <input type="checkbox" checked={passes(filter, one.code)} onChange={() => toggle(one.code)} />
                   <span class="dot" style={{ background: css(one.colour) }} />
                   {one.name}
                 </label>
-                <button type="button" class="plain only" aria-label={`only ${one.name}`} onClick={() => props.onFilter({ codes: [one.code] })}>
+                <button type="button" class="plain only" aria-label={`only ${one.name}`} onClick={() => props.onFilter({ codes: [one.code], not: false })}>
                   only
                 </button>
                 </div>
@@ -119,7 +119,7 @@ export function Chips({ filters, columns, onRemove }: { filters: Filters; column
     if ("low" in filter) return `${name} ${Number.isFinite(filter.low) ? filter.low : "…"} to ${Number.isFinite(filter.high) ? filter.high : "…"}`;
     const values = columns.find((one) => one.name === name)?.values ?? [];
     const names = filter.codes.map((code) => (code === UNKNOWN ? "none" : (values[code] ?? "?")));
-    return `${name}: ${names.length > 4 ? `${names.length} values` : names.join(", ")}`;
+    return `${name}${filter.not ? " not" : ""}: ${names.length > 4 ? `${names.length} values` : names.join(", ")}`;
   };
   return (
     <div class="line chips" role="group" aria-label="Filters">
