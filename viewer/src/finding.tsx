@@ -57,16 +57,14 @@ export function FindingPage(props: {
         <button type="button" onClick={props.onUndo}>
           undo <kbd>z</kbd>
         </button>
-<<<<<<< HEAD
         <button type="button" onClick={() => go({ view: "try", finding: listed.id, values: { row: "" } })}>
           try it
-=======
+        </button>
         <button
           type="button"
           onClick={() => go({ view: "map", values: { layout: `tsne:${listed.class_index}`, colour: "finding", only: "", at: "", chosen: "" } })}
         >
           on the map
->>>>>>> planes
         </button>
       </div>
       {listed.judgements.length > 0 && (
