@@ -126,6 +126,7 @@ def test_findings_are_walked_and_judged_by_keyboard(page: Any, run: Path) -> Non
 
 def test_a_note_is_written(page: Any, run: Path) -> None:
     page.keyboard.press("n")
+    page.wait_for_selector("dialog textarea:focus")
     page.keyboard.type("cjk <b>&amp; a yellow corner")  # letters that are keys elsewhere, and markup
     page.select_option("dialog select", "cheat")
     take(page, "note")

@@ -30,6 +30,7 @@ export function FindingsView({ run, overview, state }: { run: number; overview: 
   const [helping, setHelping] = useState(false);
   const said = useRef<Said[]>([]);
   const search = useRef<HTMLInputElement>(null);
+  const opening = useRef(false); // a dialog: letters typed before it is there are no keys
   const page = useRef<HTMLElement>(null);
 
   const read = () =>
@@ -96,6 +97,7 @@ export function FindingsView({ run, overview, state }: { run: number; overview: 
         target.blur();
         return;
       }
+      if (opening.current || document.querySelector("dialog")) return;
       if (target.closest("input[type=text], input[type=search], input[type=number], textarea, select, dialog")) return;
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const what = ANSWERS[event.key];
@@ -103,7 +105,10 @@ export function FindingsView({ run, overview, state }: { run: number; overview: 
       else if (event.key === "j") step(1);
       else if (event.key === "k") step(-1);
       else if (event.key === "z") undo();
-      else if (event.key === "n" && current) setNoting(true);
+      else if (event.key === "n" && current) {
+        opening.current = true;
+        setNoting(true);
+      }
       else if (event.key === "/") search.current?.focus();
       else if (event.key === "?") setHelping(true);
       else if (event.key === "Enter" && current && !target.closest("button, a, summary")) page.current?.focus();
@@ -113,6 +118,9 @@ export function FindingsView({ run, overview, state }: { run: number; overview: 
     addEventListener("keydown", press);
     return () => removeEventListener("keydown", press);
   });
+  useEffect(() => {
+    opening.current = false;
+  }, [noting]);
   useEffect(() => {
     document.querySelector(".listed[aria-current]")?.scrollIntoView({ block: "nearest" });
   }, [current?.id]);
