@@ -36,7 +36,7 @@ spectra embeddings
 findings regions
 cuts assignments
 evidence
-interventions judgements comparisons
+interventions judgements
 maps
 engines strategies
 overall
@@ -46,6 +46,7 @@ counterevidence
 confirmations own_findings
 guards
 reports exports
+comparisons
 placements
 pipeline explain
 runs
@@ -53,6 +54,7 @@ plot widget viewer
 demo
 terminal
 cli
+__main__
 """.strip().splitlines()
 
 # The same inside folders, from what knows least to what knows most.

@@ -71,7 +71,7 @@ def _option(row: dataclasses.Field[Any]) -> dict[str, Any]:
 class _Numbers(click.ParamType):
     """One number, or several separated by commas or blanks: "0.485,0.456,0.406"."""
 
-    name = "NUMBERS"
+    name = "N,N,N"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if value is None or isinstance(value, tuple):
@@ -310,6 +310,7 @@ def place(run: str, pictures: str, out: str | None, as_json: bool, **options: An
     """
     from pfungst.placements import check_table, write_table
     from pfungst.runs import place_pictures
+    from pfungst.store import Run
 
     if out is not None:
         check_table(out)  # before the work
@@ -320,7 +321,7 @@ def place(run: str, pictures: str, out: str | None, as_json: bool, **options: An
     if as_json:
         click.echo(json.dumps([one.record() for one in placed], indent=1))
     else:
-        print_placements(placed, out)
+        print_placements(placed, Run(run).read_json("findings.json")["findings"], out)
 
 
 @cli.command(epilog="Example:  pfungst guard runs/photos f001 --out tests/test_cue.py")

@@ -15,6 +15,7 @@ import numpy as np
 
 from pfungst.errors import RunError
 from pfungst.findings import SAME, jaccard
+from pfungst.reports import place_in_report
 from pfungst.store import Run
 
 CHANGES = 200  # samples with another decision that are named
@@ -38,8 +39,8 @@ def compare_runs(left: Run, right: Run) -> dict[str, Any]:
         "runs": [_head(run, *one) for run, one in zip((left, right), both, strict=True)],
         "differences": list(find_differences(both[0][0], both[1][0])),
         "kept": [_kept(records[0][pair.left], records[1][pair.right], pair) for pair in pairs],
-        "lost": [_lone(r, records[1]) for i, r in enumerate(records[0]) if i not in matched[0]],
-        "gained": [_lone(r, records[0]) for i, r in enumerate(records[1]) if i not in matched[1]],
+        "lost": _lones(records[0], matched[0], records[1]),
+        "gained": _lones(records[1], matched[1], records[0]),
         "samples": compare_samples(left, right),
     }
 
@@ -123,7 +124,10 @@ def tell_comparison(found: Mapping[str, Any]) -> list[str]:
     lines = [f"{side}: {run['path']}: {run['model']}" for side, run in zip("AB", found["runs"], strict=True)]
     lines += [f"  {one['name']}: {_short(one['left'])} | {_short(one['right'])}" for one in found["differences"]]
     for kind in ("kept", "lost", "gained"):
-        lines.append(f"{kind}: {len(found[kind]) or 'none'}")
+        confirmed = sum("confirmed" in (one["verdicts"] if kind == "kept" else [one["verdict"]]) for one in found[kind])
+        lines.append(
+            f"{kind}: {len(found[kind]) or 'none'}" + (f", {confirmed} of them confirmed" if confirmed else "")
+        )
         for one in found[kind]:
             if kind == "kept":
                 verdicts = " -> ".join(one["verdicts"]) if one["changed"] else one["verdicts"][0]
@@ -172,6 +176,14 @@ def _kept(left: Mapping[str, Any], right: Mapping[str, Any], pair: Pair) -> dict
         "places": [left["where"]["place"], right["where"]["place"]],
         "shared": len(np.intersect1d(left["samples"], right["samples"])),
     }
+
+
+def _lones(
+    records: Sequence[Mapping[str, Any]], matched: set[int], others: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Those of the findings that have no match, in the order of a report: what is confirmed first."""
+    alone = [record for i, record in enumerate(records) if i not in matched]
+    return [_lone(record, others) for record in sorted(alone, key=place_in_report)]
 
 
 def _lone(record: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

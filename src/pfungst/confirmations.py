@@ -1,6 +1,7 @@
 """A finding's experiments repeated with other draws, more pictures or another model, beside the first verdict.
 
-What comes out is kept as ``findings/FINDING/confirmed_SEED.json``, with the counter-evidence that was asked for.
+What comes out is kept as ``findings/FINDING/confirmed_SEED.json``, with the counter-evidence that was asked for; of
+another model, or another number of pictures, in a file of its own.
 """
 
 from __future__ import annotations
@@ -198,7 +199,9 @@ def _same_pictures(run: Run, lab: Laboratory, case: Case) -> bool:
 
 def _keep(run: Run, confirmation: Confirmation) -> Confirmation:
     """Write it down; counter-evidence of the same repetition that was asked for before stays beside it."""
-    name = f"findings/{confirmation.finding}/confirmed_{confirmation.seed}.json"
+    model = "" if confirmation.model["same"] else f"_{confirmation.model['digest'][:8]}"
+    count = "" if confirmation.samples == run.describe()["settings"]["samples"] else f"_{confirmation.samples}"
+    name = f"findings/{confirmation.finding}/confirmed_{confirmation.seed}{model}{count}.json"
     before = run.read_json(name) or {}
     if all(before.get(key) == confirmation.record()[key] for key in ("samples", "model", "same_pictures", "evidence")):
         confirmation = replace(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pfungst import heatmaps
 from pfungst.domains.image import MANIFESTS, ImageData, Preprocess, UnreadableImage, load_batch, read_images
 from pfungst.domains.large import Region, open_large
+from pfungst.domains.preprocessing import SIZE_REMEDY
 from pfungst.errors import DataError, ModelError, PfungstError, RelevanceError, SettingError
 from pfungst.explanations import Explanation, TargetMap, describe_explanation
 from pfungst.filenames import name_pictures, printable, slug_classes
@@ -436,7 +437,10 @@ def _complete(loaded: LoadedModel, data: ImageData) -> Preprocess:
     """The model's preprocessing; the range of a function's values is measured on the first pictures."""
     preprocess = loaded.preprocess
     if preprocess is None:
-        raise ModelError("the model does not say how pictures are prepared", "give --size, --mean and --std")
+        raise ModelError(
+            "the model does not say how pictures are prepared",
+            SIZE_REMEDY,
+        )
     if preprocess.low is None:
         inputs, ok, _ = load_batch(data, range(min(len(data), 64)), preprocess)
         if ok:

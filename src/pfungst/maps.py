@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pfungst.domains.image import ImageData, Preprocess, load_batch, read_images
 from pfungst.domains.labels import shorten
+from pfungst.domains.preprocessing import SIZE_REMEDY
 from pfungst.errors import DataError, ModelError, PfungstError
 from pfungst.imports import RelevanceFile, open_relevance
 from pfungst.lrp import LRP, Relevance
@@ -88,7 +89,10 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
     """Try the model on the first readable picture and settle what follows from that; errors say what to mend."""
     preprocess = model.preprocess
     if preprocess is None:
-        raise ModelError("the model does not say how pictures are prepared", "give --size, --mean and --std")
+        raise ModelError(
+            "the model does not say how pictures are prepared",
+            SIZE_REMEDY,
+        )
     if preprocess.low is None or preprocess.high is None:
         preprocess = _measured(data, preprocess, settings)
     lrp = LRP(model.module, settings.preset, bounds=input_bounds(preprocess, settings.device))

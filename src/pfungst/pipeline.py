@@ -33,7 +33,7 @@ from pfungst.placements import Placement, place_samples
 from pfungst.portraits import read_columns
 from pfungst.probes import probe_properties
 from pfungst.properties import NAMES
-from pfungst.reports import write_report
+from pfungst.reports import place_in_report, write_report
 from pfungst.settings import Settings
 from pfungst.store import Run
 from pfungst.strategies import embed_shown, find_strategies, read_strategies, set_aside
@@ -140,7 +140,8 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
 
     data, names = subject.data, subject.classes
     embed_shown(run, subject, progress)  # since the strategies, groups by property may have come
-    findings = {sample: f["id"] for f in run.read_json("findings.json")["findings"] for sample in f["samples"]}
+    order = sorted(run.read_json("findings.json")["findings"], key=place_in_report, reverse=True)
+    findings = {sample: f["id"] for f in order for sample in f["samples"]}  # of several, the first of the report
     place: dict[str, list[Any]] = {key: [None] * len(data) for key in ("cluster", "x", "y", "outlier")}
     for entry in read_strategies(run):
         for key, column in place.items():

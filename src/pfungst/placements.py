@@ -33,7 +33,7 @@ _SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "path", "label", "prediction")),
         ("probability", pa.float64()),
-        ("class_name", pa.string()),
+        ("class", pa.string()),
         ("score", pa.float64()),
         ("findings", pa.list_(pa.string())),
         ("cluster", pa.int64()),
@@ -77,8 +77,8 @@ class Placement:
     reason: str = ""
 
     def record(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
+        """Ready for JSON, with the names that ``samples.parquet`` has."""
+        return {"class" if name == "class_name" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)

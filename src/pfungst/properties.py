@@ -22,7 +22,7 @@ SEEN = {
     "red over green": ("greener", "redder"),
     "blue over yellow": ("yellower", "bluer"),
     "saturation": ("paler", "more colourful"),
-    "black level": ("of deeper black", "of raised black"),
+    "black level": ("of deeper black", "of more raised black"),
     "white level": ("of dimmer white", "of brighter white"),
     "red of white": ("less red in the light parts", "redder in the light parts"),
     "blue of white": ("less blue in the light parts", "bluer in the light parts"),

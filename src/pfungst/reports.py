@@ -44,6 +44,11 @@ EXPERIMENT_TITLES = {
 VERDICT_ORDER = {"confirmed": 0, "open": 1, "refuted": 2}
 
 
+def place_in_report(finding: Mapping[str, Any]) -> tuple[int, int]:
+    """A finding's place among others: what is confirmed first, then the most suspicious."""
+    return VERDICT_ORDER[finding["verdict"]], finding["rank"]
+
+
 def write_report(run: Run) -> Path:
     """Write ``report.html`` into the run folder and return its path."""
     import jinja2
@@ -67,7 +72,7 @@ def _content(run: Run) -> dict[str, Any]:
     """All that the template shows."""
     description = run.describe()
     content = run.read_json("findings.json")
-    findings = sorted(add_judgements(run, content["findings"]), key=lambda f: (VERDICT_ORDER[f["verdict"]], f["rank"]))
+    findings = sorted(add_judgements(run, content["findings"]), key=place_in_report)
     ids, aside = _samples(run)
     reasons = _set_aside(ids, aside)
     strategies = list(read_strategies(run))

@@ -50,8 +50,8 @@ def tabulate_findings(findings: list[Any], title: str) -> Any:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", caption_justify="left", show_lines=True)
-    for name in ("finding", "verdict", "what the model uses"):
-        table.add_column(name, no_wrap=name != "what the model uses")
+    for name in ("finding", "verdict", "what it is about"):
+        table.add_column(name, no_wrap=name != "what it is about")
     for name in ("cut", "paste", "flips"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in findings:
@@ -69,7 +69,7 @@ def tabulate_findings(findings: list[Any], title: str) -> Any:
     return table
 
 
-def print_findings(result: Any, title: str = "Findings, most suspicious first") -> None:
+def print_findings(result: Any, title: str = "Findings that are not refuted") -> None:
     """What an audit found, and where the report is."""
     from rich.console import Console
 
@@ -100,13 +100,13 @@ def print_confirmation(result: Any) -> None:
     before = {one["test"]: one for one in result.first["evidence"]}
     table = Table(title=f"{result.finding}, seed {result.seed}", title_justify="left")
     table.add_column("test", no_wrap=True)
-    for name in ("first", "again", "95 %", "p", "flips"):
+    for name in ("first", "again", "95 %", "p", "flips (control)"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in result.evidence:
         old = before.get(one.test)
         table.add_row(
             one.test, f"{old['effect']:+.2f}" if old else "-", f"{one.effect:+.2f}",
-            f"{one.interval[0]:+.2f}, {one.interval[1]:+.2f}", f"{one.p:.3f}",
+            f"{one.interval[0]:+.2f}, {one.interval[1]:+.2f}", "<0.001" if one.p < 0.001 else f"{one.p:.3f}",
             f"{one.flips:.0%} ({one.control_flips:.0%})",
         )  # fmt: skip
     console.print(table)
@@ -114,18 +114,22 @@ def print_confirmation(result: Any) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def print_placements(placed: list[Any], out: str | None) -> None:
+def print_placements(placed: list[Any], records: list[dict[str, Any]], out: str | None) -> None:
     """How many new pictures share each finding, and the oddest ones."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     table = Table(title="Findings whose members they are like", title_justify="left")
-    for name in ("finding", "pictures", "for example"):
+    for name in ("finding", "verdict", "class and place", "pictures", "for example"):
         table.add_column(name, justify="right" if name == "pictures" else "left")
-    for finding in sorted({finding for one in placed for finding in one.findings}):
-        own = [one.id for one in placed if finding in one.findings]
-        table.add_row(finding, str(len(own)), ", ".join(own[:3]))
+    for record in records:
+        own = [one.id for one in placed if record["id"] in one.findings]
+        if own:
+            place = f"{record['class']}: {record['where']['place']}"
+            cells = (record["id"], record["verdict"], place, str(len(own)), ", ".join(own[:2]))
+            table.add_row(*(escape(cell) for cell in cells))
     console.print(table)
     odd = sorted((one for one in placed if one.outlier is not None), key=lambda one: -one.outlier)[:5]
     console.print("Most unlike the run: " + ", ".join(f"{one.id} ({one.outlier:.1f})" for one in odd), markup=False)

@@ -232,7 +232,7 @@ def _summary(verdict: Verdict, label: str, size: int, total: int, place: str) ->
             f"{pasted.flips:.0%} of them into {label!r} ({pasted.control_flips:.0%} with the control)."
         )
     if verdict.verdict == "refuted":
-        return f"{group} are alike in their relevance, but the model does not depend on {place}: {verdict.reason}."
+        return f"{group} are alike in their relevance; that it is by {place} is refuted: {verdict.reason}."
     return f"{group} are alike in their relevance; whether by {place} is open: {verdict.reason}."
 
 

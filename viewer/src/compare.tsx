@@ -105,6 +105,13 @@ export function CompareView({ runs, run, state }: { runs: Overview[]; run: numbe
   );
 }
 
+/** How many, how many of them confirmed, and how many of them pass the filter if not all do. */
+function counted(verdicts: Verdict[], shown: number): string {
+  const confirmed = verdicts.filter((one) => one === "confirmed").length;
+  const told = confirmed ? `, ${confirmed} of them confirmed` : "";
+  return `${verdicts.length}${told}${shown < verdicts.length ? ` (${shown} shown)` : ""}`;
+}
+
 const TITLES = { lost: "Lost", gained: "Gained", kept: "Kept" };
 
 function Lists({ content, state }: { content: Comparison; state: State }) {
@@ -148,7 +155,7 @@ function Lists({ content, state }: { content: Comparison; state: State }) {
       {(["lost", "gained"] as const).map((kind) => (
         <section aria-label={TITLES[kind]}>
           <h3>
-            {TITLES[kind]}: {lone(content[kind]).length} of {content[kind].length}
+            {TITLES[kind]}: {counted(content[kind].map((one) => one.verdict), lone(content[kind]).length)}
           </h3>
           <ol>
             {lone(content[kind]).map((one) => (
@@ -171,7 +178,7 @@ function Lists({ content, state }: { content: Comparison; state: State }) {
       ))}
       <section aria-label={TITLES.kept}>
         <h3>
-          {TITLES.kept}: {kept.length} of {content.kept.length}
+          {TITLES.kept}: {counted(content.kept.map((one) => one.verdicts[1]), kept.length)}
         </h3>
         <ol>
           {kept.map((one) => (

@@ -1,7 +1,7 @@
 // The page of one finding: pictures of members beside others, evidence, and what a person needs to decide.
 
 import { useEffect, useState } from "preact/hooks";
-import { findingUrl, get, lastAnswer, type Answer, type Finding, type Listed } from "./api";
+import { findingUrl, get, lastAnswer, post, type Answer, type Finding, type Listed } from "./api";
 import { EvidenceChart, signed, SpectrumChart } from "./charts";
 import { Picture, scaleOf, useMaps, usePalettes, WHOLE, type Look, type Mode } from "./pictures";
 import { go, type State } from "./state";
@@ -62,7 +62,8 @@ export function FindingPage(props: {
         </button>
         <button
           type="button"
-          onClick={() => go({ view: "map", values: { layout: `tsne:${listed.class_index}`, colour: "finding", only: "", at: "", chosen: "" } })}
+          disabled={!finding}
+          onClick={() => void showOnMap(run, listed.class_index, finding?.rows ?? [])}
         >
           on the map
         </button>
@@ -87,6 +88,12 @@ export function FindingPage(props: {
       )}
     </article>
   );
+}
+
+/** The map of the class with the members selected: a sample is coloured by one finding only, but may be in several. */
+async function showOnMap(run: number, index: number, rows: number[]): Promise<void> {
+  const kept = (await (await post(`runs/${run}/selections`, { rows })).json()) as { id: string };
+  go({ view: "map", values: { layout: `tsne:${index}`, colour: "finding", only: "", at: "", chosen: kept.id } });
 }
 
 /** Members and those that are none, side by side: one look, one zoom and one scale for both. */

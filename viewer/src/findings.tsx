@@ -138,7 +138,7 @@ export function FindingsView({ run, overview, state }: { run: number; overview: 
           <Choice name="class" label="Class" value={ofClass} options={classes} />
           <Choice name="said" label="Judged" value={judged} options={["cheat", "legitimate", "unsure", "nothing"]} />
           <label>
-            At least
+            At least … pictures
             <input
               type="number"
               min="0"
@@ -254,7 +254,7 @@ function Summary({ run, finding }: { run: number; finding: Listed }) {
           {finding.class}: {finding.where.place}
         </span>
         <span class="soft small">
-          {finding.size} pictures, {(100 * finding.prevalence).toFixed(0)} % of the class
+          {finding.size} pictures, {(100 * finding.prevalence).toFixed(0)} % of those recognised
         </span>
         <span class="thumbs">
           {finding.exemplars.slice(0, 3).map(
@@ -282,8 +282,10 @@ export function Dialog(props: { title: string; onClose: () => void; children: pr
   );
 }
 
+const drafts = new Map<string, string>(); // notes that were closed unsaved, by finding
+
 function NoteDialog(props: { finding: Listed; onClose: () => void; onSave: (note: string, what: Answer) => void }) {
-  const [note, setNote] = useState(props.finding.judgements.at(-1)?.note ?? "");
+  const [note, setNote] = useState(drafts.get(props.finding.id) ?? props.finding.judgements.at(-1)?.note ?? "");
   const [what, setWhat] = useState<Answer>(lastAnswer(props.finding) || "unsure");
   return (
     <Dialog title={`Note on ${props.finding.id}`} onClose={props.onClose}>
@@ -291,12 +293,24 @@ function NoteDialog(props: { finding: Listed; onClose: () => void; onSave: (note
         method="dialog"
         onSubmit={(event) => {
           event.preventDefault();
+          drafts.delete(props.finding.id);
           props.onSave(note, what);
         }}
       >
         <label class="wide">
           Why, in words
-          <textarea rows={4} maxLength={10000} value={note} onInput={(event) => setNote(event.currentTarget.value)} />
+          <textarea
+            rows={4}
+            maxLength={10000}
+            value={note}
+            onInput={(event) => {
+              setNote(event.currentTarget.value);
+              drafts.set(props.finding.id, event.currentTarget.value);
+            }}
+            onKeyDown={(event) => {
+              if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) event.currentTarget.form?.requestSubmit();
+            }}
+          />
         </label>
         <label>
           It is
@@ -306,7 +320,9 @@ function NoteDialog(props: { finding: Listed; onClose: () => void; onSave: (note
             ))}
           </select>
         </label>
-        <button type="submit">Save</button>
+        <button type="submit">
+          Save <kbd>Ctrl Enter</kbd>
+        </button>
       </form>
     </Dialog>
   );

@@ -135,7 +135,7 @@ function KeepOwn({ run, rows }: { run: number; rows: Uint32Array }) {
   const keep = async () => {
     try {
       await post(`runs/${run}/own`, { name: name.trim(), rows: Array.from(rows) });
-      go({ view: "try" });
+      go({ view: "try", values: { own: name.trim() } });
     } catch (error) {
       setTold((error as Error).message);
     }

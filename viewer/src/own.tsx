@@ -80,6 +80,10 @@ export function OwnFindings(props: {
   const fail = (error: Error) => setFailure(error.message);
   const look = () => get<All>(at).then(setAll, fail);
   useEffect(() => void look(), [run]);
+  const wanted = new URLSearchParams(location.hash.slice(1)).get("own");
+  useEffect(() => {
+    if (wanted) document.getElementById(`own-${wanted}`)?.scrollIntoView({ block: "center" });
+  }, [wanted, all.own.length]);
   const running = all.job?.running ?? false;
   useEffect(() => {
     if (!running) return;
@@ -106,7 +110,7 @@ export function OwnFindings(props: {
         </p>
       )}
       {all.own.map((one) => (
-        <section class="card" aria-label={one.name} key={one.name}>
+        <section class="card" id={`own-${one.name}`} aria-label={one.name} key={one.name}>
           <div class="line">
             <b>{one.name}</b>
             <span>
@@ -151,10 +155,7 @@ function Progress({ job }: { job: Job }) {
 
 function Tested({ run, own, result }: { run: number; own: Own; result: NonNullable<Own["result"]> }) {
   return (
-    <details>
-      <summary>
-        {result.where.place}: {result.reason}
-      </summary>
+    <>
       <p class="soft small">
         Against {result.others} others of the class. Suspicion {result.suspicion.toFixed(2)}: how far apart the group is
         in the run's maps. This is a single test: nothing is corrected for the other groups that you, or the audit, have
@@ -162,15 +163,20 @@ function Tested({ run, own, result }: { run: number; own: Own; result: NonNullab
         {!result.model.same && `Asked was another model than the run's: ${result.model.name}. `}
         {result.before && `Another cause was tried before: ${result.before}.`}
       </p>
-      <Proof
-        class={own.class}
-        evidence={result.evidence}
-        distance={result.distance}
-        experiment={own.experiment ?? []}
-        again={[]}
-        picture={(name) => `api/runs/${run}/own/${own.name}/pictures/${name}`}
-      />
-    </details>
+      <details>
+        <summary>
+          {result.where.place}: {result.reason}
+        </summary>
+        <Proof
+          class={own.class}
+          evidence={result.evidence}
+          distance={result.distance}
+          experiment={own.experiment ?? []}
+          again={[]}
+          picture={(name) => `api/runs/${run}/own/${own.name}/pictures/${name}`}
+        />
+      </details>
+    </>
   );
 }
 

@@ -30,7 +30,7 @@ INTERPOLATIONS = {
 }
 CROPS = ("center", "squash", "pad")
 CHANNELS = ("RGB", "BGR", "L")
-_SIZE_REMEDY = "give --size 224 --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225, with the values of its training"
+SIZE_REMEDY = "give --size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225, with the values of its training"
 # A picture of 1 x 10,000 pixels whose short side becomes 256 would take 2 GB: refused, not computed.
 MAX_RESIZED_PIXELS = 50_000_000
 
@@ -389,7 +389,7 @@ def override(
     if own is None or own.custom is not None:
         if both is None:
             whose = "does not say" if own is None else "has a function of its own, so these flags alone cannot say"
-            raise ModelError(f"the model {whose} how its input is made from a picture", _SIZE_REMEDY)
+            raise ModelError(f"the model {whose} how its input is made from a picture", SIZE_REMEDY)
         if channels is not None and channels not in CHANNELS:
             raise SettingError(f"channels is {channels!r}", f"use one of {', '.join(CHANNELS)}")
         order = channels or "RGB"

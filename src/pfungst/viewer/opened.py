@@ -22,7 +22,7 @@ from pfungst.domains.decoding import UnreadableImage, open_image
 from pfungst.domains.preprocessing import from_description
 from pfungst.errors import DataError, RunError
 from pfungst.judgements import add_judgements, find_record, read_judgements
-from pfungst.reports import EXPERIMENT_TITLES, VERDICT_ORDER, write_headline
+from pfungst.reports import EXPERIMENT_TITLES, VERDICT_ORDER, place_in_report, write_headline
 from pfungst.store import JUDGEMENTS, Run
 from pfungst.strategies import read_strategies
 
@@ -75,7 +75,7 @@ class OpenRun:
         records = add_judgements(self.run, self.run.read_json("findings.json")["findings"])
         rows = self._rows()
         short = []
-        for record in sorted(records, key=lambda f: (VERDICT_ORDER[f["verdict"]], f["rank"])):
+        for record in sorted(records, key=place_in_report):
             kept = {key: record[key] for key in _LISTED}
             kept["exemplars"] = [rows.get(one["sample"]) for one in record["exemplars"]]
             short.append(kept)

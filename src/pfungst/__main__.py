@@ -1,0 +1,5 @@
+"""``python -m pfungst``."""
+
+from pfungst.cli import main
+
+main()
