@@ -273,8 +273,11 @@ def test_a_group_of_ones_own_is_tested_as_a_finding_is(copied: Path, roses: list
 
 def test_what_cannot_be_tested_says_why(copied: Path, roses: list[int]) -> None:
     page = connect(copied, Asked())
-    page.post("/api/runs/0/own", json={"name": "few", "rows": roses[:3]})
-    page.post("/api/runs/0/own/few/confirm", json={})
+    told = page.post("/api/runs/0/own", json={"name": "few", "rows": roses[:3]})
+    assert told.status_code == 422
+    assert "too few" in told.json()["error"]
+    page.post("/api/runs/0/own", json={"name": "many", "rows": roses[:37]})  # hardly any are left to compare with
+    page.post("/api/runs/0/own/many/confirm", json={})
     assert "too few" in wait(page)["job"]["failure"]
     assert page.post("/api/runs/0/own/none/confirm", json={}).status_code == 404
 

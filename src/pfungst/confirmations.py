@@ -135,7 +135,7 @@ def confirm(
             model.name: {"digest": model.digest, **describe_verdict(correct([found], [suspicion], standard)[0])}
             for (model, _), found in zip(asked, others, strict=True)
         },
-        elsewhere={str(folder): place_elsewhere(run, subject, candidate, folder, chosen) for folder in folders},
+        elsewhere={str(folder): place_elsewhere(run, subject, candidate, folder, settings.seed) for folder in folders},
     )
     return _keep(run, confirmation)
 

@@ -49,7 +49,9 @@ def write_own(run: Run, name: str, rows: Sequence[int], class_name: str = "", no
     members = np.unique(np.asarray(rows, dtype=np.int64))
     ids, names = _read_ids(run), run.describe()["data"]["classes"]
     if not len(members) or members[0] < 0 or members[-1] >= len(ids):
-        raise SettingError(f"rows are to be 0 to {len(ids) - 1}, at least one", "give rows of samples.parquet")
+        raise SettingError(f"rows are to be 0 to {len(ids) - 1}", "give rows of samples.parquet")
+    if len(members) < LEAST:
+        raise SettingError(f"{len(members)} samples are too few to be tested", f"choose at least {LEAST}")
     if not (run.read_array("status", members) == READ).all():
         raise SettingError("some of these pictures could not be read", "leave them out")
     targets = np.unique(run.read_array("target", members)).tolist()

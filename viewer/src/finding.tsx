@@ -44,7 +44,7 @@ export function FindingPage(props: {
         {answer && <span class="chip judged">judged: {answer}</span>}
       </p>
       <p class="summary">{listed.summary}</p>
-      <p class="soft">{listed.reason}</p>
+      {!listed.summary.includes(listed.reason) && <p class="soft">{listed.reason}</p>}
       <div class="line judging" role="group" aria-label="Your judgement">
         {(["cheat", "legitimate", "unsure"] as Answer[]).map((what) => (
           <button type="button" aria-pressed={answer === what} onClick={() => props.onAnswer(what)}>
@@ -294,7 +294,7 @@ export function Proof(
       </details>
       {finding.again.map((one) => (
         <p>
-          Repeated with seed {one.seed}: <b class={one.verdict}>{one.verdict}</b>. {one.lines.join(" ")}
+          Repeated with seed {one.seed}: <b class={one.verdict}>{one.verdict}</b>. {one.lines.join("; ")}
         </p>
       ))}
     </section>
@@ -321,8 +321,10 @@ function Facts({ run, finding }: { run: number; finding: Finding }) {
           <p class="soft">No property and no column of the metadata tells them from the rest of their class.</p>
         )}
         <p>
-          Recognised rightly: {share(finding.accuracy.members)} of the members, {share(finding.accuracy.others)} of the
-          others. Mean probability: {share(finding.probability.members)} and {share(finding.probability.others)}.{" "}
+          {/* Where pictures are explained for their label, those not recognised take no part: all others are right. */}
+          {!(finding.accuracy.members === 1 && finding.accuracy.others === 1) &&
+            `Recognised rightly: ${share(finding.accuracy.members)} of the members, ${share(finding.accuracy.others)} of the others. `}
+          Mean probability: {share(finding.probability.members)} and {share(finding.probability.others)}.{" "}
           {finding.distinct} of {finding.size} are no near-duplicates of each other.
         </p>
       </div>
