@@ -41,6 +41,8 @@ from pfungst.regions import (
     touches_border,
 )
 
+_MOST_OF = 0.35  # share of what exchanging any region takes from members that the chosen one has to take
+_USUAL = 0.4  # regions up to this share of the picture are tried first
 LEVEL, POWER = 0.005, 0.8  # of one test; the level allows for Holm's correction over ten findings
 MOST_PICTURES = 10_000
 AREAS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
@@ -219,11 +221,12 @@ def _choose_region(
 ) -> Region:
     """The smallest region that brings three quarters of the greatest gain; a fixed one where it does nearly as well.
 
-    Gain of a region: what its paste brings to pictures of other classes beyond its control, and what members lose when
-    it is exchanged for the same place of ordinary members, each as a share of the most that any region brings.  Each
-    alone misleads: half a cue is often enough to paste, and only the whole of it is enough to cut; and so does their
-    plain sum, where one is by far the greater.  Without pictures of other classes the paste goes on the rest of the
-    group's own class.
+    Gain of a region: what its paste brings to pictures of other classes beyond its control, plus what members lose when
+    it is exchanged for the same place of ordinary members.  Each alone misleads: half a cue is often enough to paste,
+    and only the whole of it is enough to cut.  Where the region so chosen takes little of what members can lose (beyond
+    what ordinary members lose by the same exchange), a part of a cue does as well as all of it when pasted, and the sum
+    misleads too: then both count as shares of their greatest, and greater regions are tried.  Without pictures of other
+    classes the paste goes on the rest of the group's own class.
     """
     regions = []
     for area in AREAS:
@@ -237,22 +240,33 @@ def _choose_region(
     donors = design.take(np.resize(np.arange(len(design.inputs)), pairs))
     rivals = others.take(rng.integers(0, len(others.inputs), pairs))
     receivers = outsiders[:pairs]
-    before = lab.ask(donors.inputs)[:, target]
+    neighbours = rivals.inputs.roll(1, 0)
+    before, usual = (lab.ask(inputs)[:, target] for inputs in (donors.inputs, rivals.inputs))
     found = []
     for region in regions:
         masks = region.masks(donors.cues)
         control = region.masks(rivals.cues)  # of a fixed region, the same place
         changed = [paste(donors.inputs, receivers, masks), paste(rivals.inputs, receivers, control)]
-        changed.append(paste(rivals.inputs, donors.inputs, masks))
-        own, same, exchanged = (part[:, target] for part in lab.ask(torch.cat(changed)).split(pairs))
-        found.append([float((own - same).mean()), float((before - exchanged).mean())])
-    shares = np.array(found)
-    gains = (shares / np.maximum(shares.max(0), 1e-9)).clip(-1).sum(1).tolist()
-    enough = 0.75 * max(gains)
+        changed += [paste(rivals.inputs, donors.inputs, masks), paste(neighbours, rivals.inputs, control)]
+        own, same, exchanged, damaged = (part[:, target].double() for part in lab.ask(torch.cat(changed)).split(pairs))
+        lost, damage = float((before - exchanged).mean()), float((usual - damaged).mean())
+        found.append((float((own - same).mean()), lost, lost - damage))
+    pasted, lost, own_loss = np.array(found).T
+    small = np.array([region.area <= _USUAL for region in regions])
+    chosen = _smallest(regions, np.where(small, pasted + lost, -np.inf))
+    if own_loss[chosen] >= _MOST_OF * own_loss.max():
+        return regions[chosen]
+    shares = sum((gains / max(gains.max(), 1e-9)).clip(-1) for gains in (pasted, own_loss))
+    return regions[_smallest(regions, np.asarray(shares))]
+
+
+def _smallest(regions: Sequence[Region], gains: np.ndarray) -> int:
+    """The smallest region with three quarters of the greatest gain; a fixed one where it does nearly as well."""
+    enough = 0.75 * gains.max()
     area = min((region.area for region, gain in zip(regions, gains, strict=True) if gain >= enough), default=AREAS[-1])
     ranked = sorted((i for i, region in enumerate(regions) if region.area == area), key=lambda i: -gains[i])
     fixed = next(i for i in ranked if regions[i].kind == "fixed")
-    return regions[fixed if gains[fixed] >= 0.9 * gains[ranked[0]] else ranked[0]]
+    return fixed if gains[fixed] >= 0.9 * gains[ranked[0]] else ranked[0]
 
 
 def measure_changes(before: Tensor, after: Tensor, target: int) -> tuple[np.ndarray, np.ndarray]:
