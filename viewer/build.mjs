@@ -21,3 +21,4 @@ await build({
 });
 await build({ entryPoints: ["src/app.css"], outdir: out, minify: true });
 for (const name of ["index.html", "icon.svg"]) copyFileSync(`src/${name}`, `${out}/${name}`);
+copyFileSync("node_modules/preact/LICENSE", `${out}/preact.LICENSE.txt`); // what its licence asks for
