@@ -260,3 +260,15 @@ def test_a_selection_becomes_a_finding_of_ones_own(browser: Any, address: str, r
     assert (kept["class"], len(kept["rows"])) == ("rose", 40)
     assert wrong == []
     page.context.close()
+
+
+@pytest.mark.parametrize("view", ["map", "try"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_other_views_are_accessible_too(browser: Any, address: str, view: str, scheme: str) -> None:
+    page, wrong = open_page(browser, address, 1280, scheme)
+    page.goto(page.url.split("#")[0] + f"#view={view}")
+    page.wait_for_selector("text=samples shown" if view == "map" else "text=Findings of your own")
+    page.wait_for_timeout(300)
+    assert list_barriers(page) == []
+    assert wrong == []
+    page.context.close()
