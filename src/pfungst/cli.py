@@ -112,7 +112,7 @@ def audit(model: str, images: str, out: str, as_json: bool, **settings: Any) -> 
     with show_progress(quiet=as_json) as progress:
         result = run_audit(model, images, out=out, progress=progress, **settings)
     if as_json:
-        content = result.run.read_json("findings.json")
+        content = result.run.read_findings()
         click.echo(json.dumps({**content, "findings": [one.record for one in result.findings]}, indent=1))
         return
     print_findings(result)
@@ -321,7 +321,7 @@ def place(run: str, pictures: str, out: str | None, as_json: bool, **options: An
     if as_json:
         click.echo(json.dumps([one.record() for one in placed], indent=1))
     else:
-        print_placements(placed, Run(run).read_json("findings.json")["findings"], out)
+        print_placements(placed, Run(run).read_findings()["findings"], out)
 
 
 @cli.command(epilog="Example:  pfungst guard runs/photos f001 --out tests/test_cue.py")

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from pfungst.errors import RunError
 from pfungst.findings import SAME, jaccard
 from pfungst.reports import place_in_report
 from pfungst.store import Run
@@ -145,10 +144,8 @@ def tell_comparison(found: Mapping[str, Any]) -> list[str]:
 
 def _open(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """``run.json`` and ``findings.json``.  RunError where the run is not finished."""
-    description, content = run.describe(), run.read_json("findings.json")
-    if content is None or "samples" not in description["stages"]:
-        raise RunError(f"{run.path} is not finished", "give the `pfungst audit` command again; it goes on")
-    return description, content
+    run.check_finished()
+    return run.describe(), run.read_findings()
 
 
 def _head(run: Run, description: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pfungst.errors import MissingExtra, PfungstError, RunError
+from pfungst.errors import PfungstError, RunError, need
 from pfungst.maps import Block, Progress, Subject, map_blocks, open_subject
 
 _TRIES = 4  # how often a block may be lost with its worker before the audit gives up
@@ -60,10 +60,7 @@ def map_blocks_on_ray(subject: Subject, todo: list[np.ndarray], progress: Progre
     The cluster is that of ``RAY_ADDRESS``, or one is started on this machine.  A worker has one GPU where the device is
     cuda, else as many processors as torch has threads here, so that numbers are those of the local engine bit for bit.
     """
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtra("--engine ray needs Ray", "pip install 'pfungst[ray]'") from None
+    ray = need("ray", "ray", "--engine ray needs Ray")
     if not todo:
         return
     started = not ray.is_initialized()

@@ -5,6 +5,9 @@ The command line prints them as one message without a traceback; everything else
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 
 class PfungstError(Exception):
     """Something the user can mend.  ``str(error)`` is the cause, ``error.remedy`` what to do about it."""
@@ -42,5 +45,18 @@ class RunError(PfungstError):
     """The run folder cannot be written, or belongs to another model, other data or other settings."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class MissingExtra(PfungstError):
     """An optional library is not installed; the remedy names the ``pip install``."""
+
+
+def need(module: str, extra: str, cause: str) -> Any:
+    """An optional library, imported now.  Raises MissingExtra with this cause where it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingExtra(cause, f"pip install 'pfungst[{extra}]'") from error

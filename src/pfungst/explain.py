@@ -25,7 +25,7 @@ from pfungst import heatmaps
 from pfungst.domains.image import MANIFESTS, ImageData, Preprocess, UnreadableImage, load_batch, read_images
 from pfungst.domains.large import Region, open_large
 from pfungst.domains.preprocessing import SIZE_REMEDY
-from pfungst.errors import DataError, ModelError, PfungstError, RelevanceError, SettingError
+from pfungst.errors import DataError, ModelError, PfungstError, RelevanceError, SettingError, first_line
 from pfungst.explanations import Explanation, TargetMap, describe_explanation
 from pfungst.filenames import name_pictures, printable, slug_classes
 from pfungst.journals import Journal
@@ -451,7 +451,7 @@ def _complete(loaded: LoadedModel, data: ImageData) -> Preprocess:
 def _model_error(error: Exception, inputs: Tensor, batch_size: int) -> ModelError:
     if "out of memory" in str(error).lower():
         return ModelError(f"out of memory with {batch_size} pictures at once", "give a smaller --batch-size")
-    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    why = first_line(error)
     return ModelError(
         f"the model cannot take an input of shape {tuple(inputs.shape)}: {why}",
         "check --size and --channels (L is one grey channel), and --mean/--std with one value a channel",

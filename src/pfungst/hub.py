@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pfungst.domains import preprocessing
 from pfungst.domains.preprocessing import Preprocess
-from pfungst.errors import MissingExtra, ModelError, PfungstError
+from pfungst.errors import MissingExtra, ModelError, PfungstError, first_line
 from pfungst.weights import put_weights, read_weights
 
 _REMEDY = "give hf:FOLDER with config.json and model.safetensors, or the hub's name of an image classifier"
@@ -51,7 +51,7 @@ def load(name: str, weights: str | Path | None) -> tuple[nn.Module, Preprocess |
     except PfungstError:
         raise
     except Exception as error:  # No network, no such name, another kind of model, no safetensors: many kinds.
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise ModelError(f"hf:{name} cannot be loaded: {type(error).__name__}: {why}", _REMEDY) from error
     preprocess = None if settings is None else preprocessing.from_transformers(settings)
     return Logits(model.float().eval()), preprocess, _labels(model.config)

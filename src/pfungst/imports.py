@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pfungst.domains.labels import shorten
-from pfungst.errors import DataError, MissingExtra
+from pfungst.errors import DataError, MissingExtra, first_line, need
 from pfungst.vectors import area_matrix
 
 _NAMES = ("relevance", "attribution", "attributions", "relevances", "heatmaps", "maps")
@@ -106,13 +106,9 @@ def open_relevance(path: str | Path, ids: Sequence[str]) -> RelevanceFile:
     except (DataError, MissingExtra):
         raise
     except Exception as error:  # Every reader has errors of its own.
-        raise DataError(f"{path} cannot be read: {_first_line(error)}", _KINDS) from error
+        raise DataError(f"{path} cannot be read: {first_line(error)}", _KINDS) from error
     _check(path, array)
     return RelevanceFile(path, _arrange(path, int(array.shape[0]), names, ids), array)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check(path: Path, array: Any) -> None:
@@ -188,10 +184,7 @@ def _read_npz(path: Path) -> tuple[Any, Any]:
 
 
 def _read_hdf5(path: Path) -> tuple[Any, Any]:
-    try:
-        import h5py
-    except ImportError:
-        raise MissingExtra("relevance in HDF5 needs h5py", "pip install 'pfungst[bridges]'") from None
+    h5py = need("h5py", "bridges", "relevance in HDF5 needs h5py")
     file = h5py.File(path, "r")
     maps = _choose(path, dict(file))
     if isinstance(maps, h5py.Group):
@@ -216,7 +209,7 @@ def _read_torch(path: Path) -> tuple[Any, Any]:
     except pickle.UnpicklingError as error:
         raise DataError(
             f"{path} is refused: it is a pickle that holds more than tensors (or is damaged), and loading one runs "
-            f"whatever code is in it ({_first_line(error)})",
+            f"whatever code is in it ({first_line(error)})",
             "save the maps alone, where the file comes from: torch.save({'relevance': maps, 'ids': ids}, 'maps.pt')",
         ) from error
     if isinstance(content, Tensor):

@@ -13,14 +13,13 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from pfungst.errors import RunError, SettingError
 from pfungst.findings import SAME, jaccard
-from pfungst.store import JUDGEMENTS, Run, writing
+from pfungst.store import JUDGEMENTS, Run, timestamp, writing
 
 ANSWERS = ("cheat", "legitimate", "unsure")
 WITHDRAWN = "withdrawn"  # the answer of somebody who takes back what was said last
@@ -76,7 +75,7 @@ def write_judgement(run: Run, finding: str, answer: str, *, note: str = "", by: 
         answer=answer,
         note=_printable(note),
         by=_printable(_user() if by is None else by),
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        at=timestamp(),
         finding=record["id"],
         class_name=record["class"],
         samples=tuple(record["samples"]),
@@ -90,10 +89,7 @@ def write_judgement(run: Run, finding: str, answer: str, *, note: str = "", by: 
 def find_record(run: Run, finding: str) -> dict[str, Any]:
     """The entry of ``findings.json`` with this id.  Raises RunError where there is none."""
     run.describe()  # an error of its own for what is no run folder
-    content = run.read_json("findings.json")
-    if content is None:
-        raise RunError(f"{run.path} is not finished", "give the `pfungst audit` command again; it goes on")
-    known = {record["id"]: record for record in content["findings"]}
+    known = {record["id"]: record for record in run.read_findings()["findings"]}
     if finding not in known:
         raise RunError(f"{run.path} has no finding {finding!r}", f"its findings are: {', '.join(known) or 'none'}")
     found: dict[str, Any] = known[finding]

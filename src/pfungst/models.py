@@ -28,7 +28,7 @@ from torch import nn
 from pfungst import hub
 from pfungst.domains import preprocessing
 from pfungst.domains.preprocessing import Preprocess
-from pfungst.errors import MissingExtra, ModelError, PfungstError, SettingError
+from pfungst.errors import MissingExtra, ModelError, PfungstError, SettingError, first_line
 from pfungst.weights import digest_module, put_weights, read_weights
 
 _FORMS = (
@@ -273,7 +273,7 @@ def _load_pt2(spec: str, weights: str | Path | None, device: torch.device) -> Lo
             program = move_to_device_pass(program, device)
         module = program.module()
     except Exception as error:  # Damaged archives, other versions, unknown operators: each raises its own kind.
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise ModelError(
             f"{spec} cannot be loaded as an exported program: {why}",
             "save it anew with torch.export.save and this version of torch",
@@ -398,7 +398,7 @@ def _download(library: str, name: str, build: Callable[[], nn.Module]) -> nn.Mod
         with _quiet():
             return build()
     except Exception as error:  # Network, proxy, disk, checksum, "no pretrained weights": many kinds.
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise ModelError(
             f"the pretrained weights of {library}:{name} cannot be had: {type(error).__name__}: {why}",
             "fetch them where there is a network and give --weights FILE",
@@ -462,7 +462,7 @@ def _check_device(device: str | torch.device) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise SettingError(f"the device {device} cannot be used: {why}", "give --device cpu") from error
     return target
 

@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from pfungst.errors import RunError, SettingError
 from pfungst.evidence import correct, describe_verdict
 from pfungst.findings import Group, prepare_view, score_groups
 from pfungst.maps import READ, Subject, make_laboratory
-from pfungst.store import Run
+from pfungst.store import Run, timestamp
 from pfungst.strategies import Candidate, view_names
 from pfungst.vectors import unit_rows
 from pfungst.verdicts import as_tested, draw_finding, make_case, make_standard, try_candidate
@@ -67,7 +66,7 @@ def write_own(run: Run, name: str, rows: Sequence[int], class_name: str = "", no
         "class": names[index],
         "class_index": index,
         "note": note,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "at": timestamp(),
         "rows": members.tolist(),
         "samples": [ids[row] for row in members.tolist()],
         "result": None,
@@ -138,7 +137,7 @@ def confirm_own(run: Run, subject: Subject, name: str, tell: Tell | None = None)
         "others": len(candidate.others),
         "seed": settings.seed,
         "model": {"name": subject.model.name, "digest": subject.model.digest, "same": same},
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "at": timestamp(),
     }  # fmt: skip
     record = {**read_own(run, name), "result": result}
     run.write_json(f"{FOLDER}/{name}.json", record)

@@ -140,7 +140,7 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
 
     data, names = subject.data, subject.classes
     embed_shown(run, subject, progress)  # since the strategies, groups by property may have come
-    order = sorted(run.read_json("findings.json")["findings"], key=place_in_report, reverse=True)
+    order = sorted(run.read_findings()["findings"], key=place_in_report, reverse=True)
     findings = {sample: f["id"] for f in order for sample in f["samples"]}  # of several, the first of the report
     place: dict[str, list[Any]] = {key: [None] * len(data) for key in ("cluster", "x", "y", "outlier")}
     for entry in read_strategies(run):
@@ -250,7 +250,7 @@ class Audit:
 
     @property
     def findings(self) -> list[Finding]:
-        records = add_judgements(self.run, self.run.read_json("findings.json")["findings"])
+        records = add_judgements(self.run, self.run.read_findings()["findings"])
         return [Finding(record, self) for record in records]
 
     @property

@@ -150,9 +150,11 @@ def _learn(run: Run, subject: Subject, entry: dict[str, Any]) -> _KnownClass:
     rows = whole[part]
     ids = np.array([subject.data.ids[row] for row in rows])
     groups, names, by_property = [], [], []
-    for record in run.read_json("findings.json")["findings"]:
+    for record in run.read_findings()["findings"]:
+        if record["class_index"] != entry["class_index"]:
+            continue
         members = np.flatnonzero(np.isin(ids, record["samples"]))
-        if record["class_index"] != entry["class_index"] or not _LEAST_MEMBERS <= len(members) <= len(rows) - 4:
+        if not _LEAST_MEMBERS <= len(members) <= len(rows) - 4:
             continue
         if record["views"][0].startswith("property:"):
             values = run.read_view("properties", rows)

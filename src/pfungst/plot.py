@@ -17,11 +17,11 @@ import numpy as np
 
 from pfungst import heatmaps
 from pfungst.charts import COLOURS
-from pfungst.errors import MissingExtra, RunError, SettingError
+from pfungst.errors import SettingError, need
 from pfungst.judgements import find_record
 from pfungst.spectra import log_ratio_gaps
-from pfungst.store import Run
-from pfungst.strategies import read_strategies
+from pfungst.store import Run, run_of
+from pfungst.strategies import find_entry
 
 __all__ = ["evidence", "flipping", "grid", "heatmap", "overlay", "spectrum"]
 
@@ -150,7 +150,7 @@ def spectrum(
     if hasattr(source, "eigenvalues"):
         values, clusters, p = source.eigenvalues, source.clusters, source.p
     elif isinstance(source, str | Path | Run) or hasattr(source, "run"):
-        entry = _entry(_run(source), class_name)
+        entry = find_entry(run_of(source), class_name, "eigenvalues", "spectrum")
         values, clusters, p = entry["eigenvalues"], entry["clusters"], entry["p"]
     else:
         values = source
@@ -319,19 +319,6 @@ def _read_picture(picture: Any, sample: int) -> np.ndarray:
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).clip(0, 1)
 
 
-def _run(source: Any) -> Run:
-    return source if isinstance(source, Run) else Run(source) if isinstance(source, str | Path) else source.run
-
-
-def _entry(run: Run, class_name: str | None) -> dict[str, Any]:
-    """The entry of one class of a run that has a spectrum."""
-    run.describe()  # an error of its own for what is no run folder
-    known = {entry["class"]: entry for entry in read_strategies(run) if "eigenvalues" in entry}
-    if class_name not in known:
-        raise RunError(f"{run.path} has no spectrum of the class {class_name!r}", f"give one of {', '.join(known)}")
-    return known[class_name]
-
-
 def _grid_of_finding(finding: Any, ax: Any, titles: Sequence[str] | None, most: int) -> Any:
     """A finding's exemplars beside their overlays, as its run folder has them."""
     from PIL import Image
@@ -355,10 +342,7 @@ def _grid_of_finding(finding: Any, ax: Any, titles: Sequence[str] | None, most: 
 
 def _axes(ax: Any, shape: tuple[int, int] | None = None, size: tuple[float, float] | None = None) -> Any:
     """The axes given, or those of a new figure; with ``shape`` an array of them."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise MissingExtra("matplotlib is not installed", "pip install 'pfungst[plot]'") from error
+    plt = need("matplotlib.pyplot", "plot", "matplotlib is not installed")
     if ax is None:
         rows, columns = shape or (1, 1)
         size = size or ((2.3 * columns + 1, 2.4 * rows + 0.3) if shape else None)

@@ -49,12 +49,21 @@ def place_in_report(finding: Mapping[str, Any]) -> tuple[int, int]:
     return VERDICT_ORDER[finding["verdict"]], finding["rank"]
 
 
+def list_experiment(run: Run, folder: str, kind: str) -> list[dict[str, Any]]:
+    """The pictures of an experiment in the order of their story: name of the file, title, score and decision.
+
+    ``folder``: where they are in the run folder; ``kind``: of the region, fixed, moving or whole.
+    """
+    notes = run.read_json(f"{folder}/experiment.json") or {}
+    titles = EXPERIMENT_TITLES["whole" if kind == "whole" else "region"]
+    return [{"name": name, "title": title, **notes[name]} for name, title in titles.items() if name in notes]
+
+
 def write_report(run: Run) -> Path:
     """Write ``report.html`` into the run folder and return its path."""
     import jinja2
 
-    if run.read_json("findings.json") is None:
-        raise RunError(f"{run.path} is not finished", "give the `pfungst audit` command again; it goes on")
+    run.read_findings()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pfungst"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -71,7 +80,7 @@ def write_report(run: Run) -> Path:
 def _content(run: Run) -> dict[str, Any]:
     """All that the template shows."""
     description = run.describe()
-    content = run.read_json("findings.json")
+    content = run.read_findings()
     findings = sorted(add_judgements(run, content["findings"]), key=place_in_report)
     ids, aside = _samples(run)
     reasons = _set_aside(ids, aside)
@@ -134,12 +143,9 @@ def _photo(run: Run, name: str) -> str:
 
 def _finding(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
     folder = f"findings/{finding['id']}"
-    notes = run.read_json(f"{folder}/experiment.json") or {}
-    titles = EXPERIMENT_TITLES["whole" if finding["where"]["kind"] == "whole" else "region"]
     experiment = [
-        {"title": title, "src": _photo(run, f"{folder}/{key}.png"), **notes[key]}
-        for key, title in titles.items()
-        if key in notes
+        {**one, "src": _photo(run, f"{folder}/{one['name']}.png")}
+        for one in list_experiment(run, folder, finding["where"]["kind"])
     ]
     return {
         **finding,

@@ -18,7 +18,7 @@ from pfungst.judgements import find_record
 from pfungst.lrp.presets import PRESETS
 from pfungst.maps import Progress, prepare
 from pfungst.models import LoadedModel, load_model
-from pfungst.pipeline import STAGES, Audit, digest_given, make_settings
+from pfungst.pipeline import Audit, digest_given, make_settings
 from pfungst.placements import Placement
 from pfungst.settings import Settings
 from pfungst.store import Run
@@ -42,8 +42,7 @@ def reopen(
     """
     run = Run(path)
     description = run.describe()
-    if run.stage(STAGES[-1][0]) is None:
-        raise RunError(f"{path} is not finished", "give the `pfungst audit` command again; it goes on")
+    run.check_finished()
     settings = make_settings({**description["settings"], **({"device": device} if device else {})})
     if model is not None or weights is not None:  # where the subject's model is from, now
         settings = replace(settings, weights=weights)

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -104,6 +105,21 @@ class Run:
         description = self.describe()
         description["stages"][name] = notes
         self.write_json("run.json", description)
+
+    def check_finished(self) -> None:
+        """Raises RunError where the last stage is not done."""
+        if self.stage("samples") is None:
+            raise self._unfinished()
+
+    def read_findings(self) -> dict[str, Any]:
+        """The content of ``findings.json``.  Raises RunError where there is none yet."""
+        content: dict[str, Any] | None = self.read_json("findings.json")
+        if content is None:
+            raise self._unfinished()
+        return content
+
+    def _unfinished(self) -> RunError:
+        return RunError(f"{self.path} is not finished", "give the `pfungst audit` command again; it goes on")
 
     def describe(self) -> dict[str, Any]:
         """The content of ``run.json``."""
@@ -290,6 +306,19 @@ class Run:
     def read_view(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Some rows of a view, each as one vector, (rows, d) float64."""
         return self.read_array(name, rows).reshape(len(rows), -1).astype(np.float64)
+
+
+def run_of(source: Any) -> Run:
+    """The run that is meant: itself, of the path of its folder, or of what has one (an ``Audit``)."""
+    if isinstance(source, str | Path):
+        return Run(source)
+    found: Run = source if isinstance(source, Run) else source.run
+    return found
+
+
+def timestamp() -> str:
+    """Now, in UTC, to the second (ISO 8601), as records of a run have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _home(name: str) -> str:

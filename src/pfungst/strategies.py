@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from pfungst.assignments import LARGE, Assignment, assign, draw_part, fit_assignment
 from pfungst.embeddings import embed
+from pfungst.errors import RunError
 from pfungst.findings import SAME, Group, find_groups, jaccard
 from pfungst.maps import READ, Progress, Subject
 from pfungst.neighbours import measure_outliers
@@ -360,6 +361,15 @@ def read_strategies(run: Run) -> Iterator[dict[str, Any]]:
                 place = dict(zip(drawn["rows"], drawn[key], strict=True))
                 entry[key] = [place.get(row) for row in entry["rows"]]
         yield entry
+
+
+def find_entry(run: Run, class_name: str | None, key: str, what: str) -> dict[str, Any]:
+    """The entry of the class of this name, which has ``key``.  Raises RunError where none is, named by ``what``."""
+    run.describe()  # an error of its own for what is no run folder
+    known = {entry["class"]: entry for entry in read_strategies(run) if key in entry}
+    if class_name not in known:
+        raise RunError(f"{run.path} has no {what} of the class {class_name!r}", f"give one of {', '.join(known)}")
+    return known[class_name]
 
 
 def rank_classes(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -130,8 +130,7 @@ def try_candidate(
         return correct([verdict], [suspicion], standard, [tries])[0]
 
     alteration = None if candidate.alteration is None else restore_alteration(candidate.alteration)
-    by_property = alteration is not None and candidate.views[0].startswith("property:")
-    if alteration is not None and by_property:
+    if alteration is not None and candidate.views[0].startswith("property:"):
         whole = alter(alteration)
         if told(whole).verdict == "confirmed":
             return whole, candidate.alteration, None, 1

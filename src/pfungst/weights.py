@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pfungst.errors import ModelError
+from pfungst.errors import ModelError, first_line
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 # What data-parallel training and torch.compile put before every name.
@@ -46,7 +46,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        why = str(error).strip().splitlines()[0]
+        why = first_line(error)
         raise ModelError(
             f"{path} is refused: it is a pickle that holds more than tensors (or is damaged), and loading one runs "
             f"whatever code is in it ({why})",
@@ -54,7 +54,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             "or safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')",
         ) from error
     except Exception as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise ModelError(f"{path} cannot be read as a state dict: {why}", kinds) from error
     return _unwrap(content, path)
 

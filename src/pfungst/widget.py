@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pfungst.charts import COLOURS
-from pfungst.errors import MissingExtra, RunError, SettingError
+from pfungst.errors import SettingError, need
 from pfungst.judgements import find_record
-from pfungst.store import Run
-from pfungst.strategies import read_strategies
+from pfungst.store import Run, run_of
+from pfungst.strategies import find_entry
 
 __all__ = ["read_points", "sample_map"]
 
@@ -38,8 +38,7 @@ def sample_map(source: Any, class_name: str | None = None, colour_by: str = "fin
     chosen: list[str] = []
     if hasattr(source, "record") and hasattr(source, "_audit"):
         chosen, class_name, source = source.record["samples"], class_name or source.record["class"], source._audit
-    run = source if isinstance(source, Run) else Run(source) if isinstance(source, str | Path) else source.run
-    points = read_points(run, class_name, colour_by)
+    points = read_points(run_of(source), class_name, colour_by)
     known = set(points["ids"])
     return _make_class()(points=points, selected=[name for name in chosen if name in known])
 
@@ -53,11 +52,7 @@ def read_points(run: Run, class_name: str | None, colour_by: str = "finding") ->
 
     if colour_by not in COLOUR_BY:
         raise SettingError(f"colour_by is {colour_by!r}", f"it is one of {', '.join(COLOUR_BY)}")
-    run.describe()  # an error of its own for what is no run folder
-    known = {entry["class"]: entry for entry in read_strategies(run) if "x" in entry}
-    if class_name not in known:
-        raise RunError(f"{run.path} has no map of the class {class_name!r}", f"those with one: {', '.join(known)}")
-    entry = known[class_name]
+    entry = find_entry(run, class_name, "x", "map")
     table = pq.read_table(run.path / "samples.parquet", columns=["id", "finding"]).to_pydict()
     drawn = [i for i, x in enumerate(entry["x"]) if x is not None]
     rows = [entry["rows"][i] for i in drawn]
@@ -89,13 +84,10 @@ def _both(name: str) -> list[str]:
 @lru_cache(maxsize=1)
 def _make_class() -> Any:
     """The widget's class: made when it is needed, since its base is of anywidget."""
-    try:
-        import anywidget
-        import traitlets
-    except ImportError as error:
-        raise MissingExtra("anywidget is not installed", "pip install 'pfungst[notebook]'") from error
+    base: Any = need("anywidget", "notebook", "anywidget is not installed").AnyWidget
+    traitlets = need("traitlets", "notebook", "anywidget is not installed")
 
-    class SampleMap(anywidget.AnyWidget):  # type: ignore[misc, unused-ignore]
+    class SampleMap(base):
         """See ``sample_map``."""
 
         _esm = _STATIC / "sample_map.js"

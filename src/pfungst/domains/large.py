@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from pfungst.domains.decoding import UnreadableImage, open_image, to_rgb
-from pfungst.errors import MissingExtra
+from pfungst.errors import need
 
 SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm")
 _KEPT = 64 * 2**20  # bytes of decoded tiles
@@ -76,10 +76,7 @@ class Slide:
     """A slide of a scanner that OpenSlide reads, at full resolution."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            import openslide
-        except ImportError as error:
-            raise MissingExtra(f"{path.name} needs OpenSlide", "pip install 'pfungst[slides]'") from error
+        openslide = need("openslide", "slides", f"{path.name} needs OpenSlide")
         try:
             self._slide: Any = openslide.OpenSlide(path)
         except (openslide.OpenSlideError, OSError) as error:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pfungst.errors import RunError
-from pfungst.exports.rows import Samples, measure_picture, new_file, put_on_picture
+from pfungst.exports.rows import Samples, measure_picture, new_file, put_on_picture, write_entries
 from pfungst.judgements import last_answer
 from pfungst.store import Run
 
@@ -45,8 +45,7 @@ def write_coco(samples: Samples, out: str | Path) -> None:
 def _write_list(file: Any, name: str, entries: Any) -> None:
     """Add a list to an open JSON object, an entry a line."""
     file.write(f',\n"{name}": [')
-    for number, entry in enumerate(entries):
-        file.write((",\n" if number else "\n") + json.dumps(entry, ensure_ascii=False))
+    write_entries(file, entries)
     file.write("]")
 
 

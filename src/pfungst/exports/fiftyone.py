@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pfungst.domains.preprocessing import Preprocess
-from pfungst.exports.rows import Samples, measure_picture, new_folder, put_on_picture
+from pfungst.exports.rows import Samples, measure_picture, new_folder, put_on_picture, write_entries
 
 _VERSION = "1.0.0"
 _MOST = 256  # values along the longer side of a heatmap
@@ -48,8 +48,7 @@ def write_fiftyone(samples: Samples, out: str | Path) -> None:
         (folder / "metadata.json").write_text(content, encoding="utf-8")
         with (folder / "samples.json").open("w", encoding="utf-8") as file:
             file.write('{"samples": [')
-            for number, entry in enumerate(_describe_samples(samples, seed)):
-                file.write((",\n" if number else "\n") + json.dumps(entry, ensure_ascii=False, allow_nan=False))
+            write_entries(file, _describe_samples(samples, seed))
             file.write("\n]}\n")
 
 

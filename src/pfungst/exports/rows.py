@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pfungst.domains.preprocessing import Preprocess, from_description
-from pfungst.errors import DataError, RunError, SettingError
+from pfungst.errors import DataError, SettingError
 from pfungst.judgements import add_judgements, find_record, last_answer
 from pfungst.maps import READ
 from pfungst.store import Run, writing
@@ -77,9 +78,8 @@ def select_samples(
     whole_classes  with the members all samples that were explained as one of their class
     """
     description = run.describe()
-    content = run.read_json("findings.json")
-    if run.stage("samples") is None or content is None:
-        raise RunError(f"{run.path} is not finished", "give the `pfungst audit` command again; it goes on")
+    run.check_finished()
+    content = run.read_findings()
     for name in findings:
         find_record(run, name)
     records = [one for one in content["findings"] if not findings or one["id"] in findings]
@@ -101,7 +101,7 @@ def select_samples(
 
 def stream_samples(run: Run, rows: np.ndarray, images: str | Path | None = None) -> Iterator[pa.Table]:
     """The table of ``Samples`` of these rows, ascending, in pieces; never all of it is held."""
-    told = _by_sample(add_judgements(run, run.read_json("findings.json")["findings"]))
+    told = _by_sample(add_judgements(run, run.read_findings()["findings"]))
     start, some = 0, False
     with pq.ParquetFile(run.path / "samples.parquet") as file:
         for batch in file.iter_batches(_BATCH, columns=list(_COLUMNS)):
@@ -150,6 +150,12 @@ def join_lists(table: pa.Table) -> pa.Table:
             joined = [";".join(value) for value in table.column(index).to_pylist()]
             table = table.set_column(index, field.name, pa.array(joined, pa.string()))
     return table
+
+
+def write_entries(file: IO[str], entries: Iterable[dict[str, Any]]) -> None:
+    """The entries of a JSON list, one a line, as they come; its brackets are the caller's."""
+    for number, entry in enumerate(entries):
+        file.write((",\n" if number else "\n") + json.dumps(entry, ensure_ascii=False, allow_nan=False))
 
 
 # ---- from the model's input back to the picture ----------------------------------------------------------------------

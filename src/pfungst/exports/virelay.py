@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from pfungst.domains.decoding import UnreadableImage, open_image
 from pfungst.domains.preprocessing import Preprocess
-from pfungst.errors import DataError, MissingExtra, RunError
+from pfungst.errors import DataError, RunError, need
 from pfungst.exports.rows import Samples, new_folder
 from pfungst.spectra import measure_spectrum
 from pfungst.strategies import read_strategies
@@ -40,7 +40,7 @@ def write_virelay(samples: Samples, out: str | Path) -> None:
     Pictures are as the model sees them; maps are whole where the run kept them (``--full-maps``), else the pooled ones
     enlarged.  Classes are those of which the run has a map of samples.
     """
-    h5py = _import_h5py()
+    h5py = need("h5py", "bridges", "the export to ViRelAy needs h5py")
     preprocess = samples.preprocess
     if preprocess is None:
         raise RunError(
@@ -66,14 +66,6 @@ def write_virelay(samples: Samples, out: str | Path) -> None:
             for name, content in categories:
                 _write_category(file.create_group(name), content)
         (folder / "project.yaml").write_text(_describe_project(samples, preprocess.size), encoding="utf-8")
-
-
-def _import_h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise MissingExtra("the export to ViRelAy needs h5py", "pip install 'pfungst[bridges]'") from None
-    return h5py
 
 
 def _category(index: int) -> str:

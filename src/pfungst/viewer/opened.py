@@ -22,13 +22,13 @@ from pfungst.domains.decoding import UnreadableImage, open_image
 from pfungst.domains.preprocessing import from_description
 from pfungst.errors import DataError, RunError
 from pfungst.judgements import add_judgements, find_record, read_judgements
-from pfungst.reports import EXPERIMENT_TITLES, VERDICT_ORDER, place_in_report, write_headline
+from pfungst.reports import EXPERIMENT_TITLES, VERDICT_ORDER, list_experiment, place_in_report, write_headline
 from pfungst.store import JUDGEMENTS, Run
 from pfungst.strategies import read_strategies
 
 PICTURES = ("mean", "mask", "why", *EXPERIMENT_TITLES["region"])  # of a finding, by name; exemplars besides
 SIDES = (48, 96, 224, 512, 1024)  # sizes in which pictures are sent; others go to the next greater one
-_KEPT_PICTURES = 4096
+_KEPT_PICTURES = 1024
 
 
 class OpenRun:
@@ -38,8 +38,7 @@ class OpenRun:
         """``images``: where the pictures are now, if they were moved.  RunError where the run is not finished."""
         self.run = Run(path)
         self.description = self.run.describe()
-        if self.run.stage("samples") is None:
-            raise RunError(f"{path} is not finished", "give the `pfungst audit` command again; it goes on")
+        self.run.check_finished()
         self.images = None if images is None else Path(images)
         self.schema: pa.Schema = pq.read_schema(self.run.path / "samples.parquet")
         self.size: int = self.description["data"]["samples"]
@@ -52,7 +51,7 @@ class OpenRun:
 
     def overview(self) -> dict[str, Any]:
         """What the run is of, for the head of the page."""
-        content = self.run.read_json("findings.json")
+        content = self.run.read_findings()
         counts = dict.fromkeys(VERDICT_ORDER, 0)
         for finding in content["findings"]:
             counts[finding["verdict"]] += 1
@@ -72,7 +71,7 @@ class OpenRun:
 
     def findings(self) -> list[dict[str, Any]]:
         """Entries of ``findings.json`` in the report's order, with judgements and rows, without what is long."""
-        records = add_judgements(self.run, self.run.read_json("findings.json")["findings"])
+        records = add_judgements(self.run, self.run.read_findings()["findings"])
         rows = self._rows()
         short = []
         for record in sorted(records, key=place_in_report):
@@ -85,19 +84,13 @@ class OpenRun:
         """All that is known of one finding.  RunError where there is none of this id."""
         (record,) = add_judgements(self.run, [find_record(self.run, name)])
         rows = self._rows()
-        notes = self.run.read_json(f"findings/{name}/experiment.json") or {}
-        kind = "whole" if record["where"]["kind"] == "whole" else "region"
         strategies = self.strategy(record["class_index"]) or {}
         return {
             **record,
             "rows": [rows[sample] for sample in record.pop("samples") if sample in rows],
             "exemplars": [rows.get(one["sample"]) for one in record["exemplars"]],
             **{role: [rows[one] for one in record[role] if one in rows] for role in ("central", "rim", "nearest")},
-            "experiment": [
-                {"name": key, "title": title, **notes[key]}
-                for key, title in EXPERIMENT_TITLES[kind].items()
-                if key in notes
-            ],
+            "experiment": list_experiment(self.run, f"findings/{name}", record["where"]["kind"]),
             "again": [
                 {"seed": one["seed"], "verdict": one["verdict"], "lines": tell(one)[1:]}
                 for one in read_confirmations(self.run, name)
@@ -132,7 +125,7 @@ class OpenRun:
         path = self.run.path / "findings" / finding / f"{name}.png"
         exemplar = name.startswith("exemplar_") and name.removeprefix("exemplar_")[:2].isdecimal()
         known = name in PICTURES or (exemplar and name[11:] in ("_input", "_overlay"))
-        if not known or path.is_symlink() or not path.is_file():
+        if not known or not is_own_file(path):
             raise RunError(f"{finding} has no picture {name!r}", "see its entry of findings.json")
         return path
 
@@ -213,11 +206,16 @@ class OpenRun:
         """Row of every sample that a finding names, by id."""
         named = {
             sample
-            for record in self.run.read_json("findings.json")["findings"]
+            for record in self.run.read_findings()["findings"]
             for sample in (*record["samples"], *record["central"], *record["rim"], *record["nearest"])
         }
         found = pc.index_in(pa.array(sorted(named), pa.string()), value_set=self.column("id").combine_chunks())
         return {name: row for name, row in zip(sorted(named), found.to_pylist(), strict=True) if row is not None}
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether this is a file of the run folder itself, and no link that leads out of it."""
+    return not path.is_symlink() and path.is_file()
 
 
 _LISTED = ("id", "rank", "class", "class_index", "size", "prevalence", "suspicion", "views", "where", "summary",

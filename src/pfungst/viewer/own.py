@@ -10,10 +10,10 @@ from starlette.responses import Response
 
 from pfungst.errors import PfungstError, RunError
 from pfungst.own_findings import FOLDER, STEPS, confirm_own, delete_own, list_own, read_own, write_own
-from pfungst.reports import EXPERIMENT_TITLES
+from pfungst.reports import list_experiment
 from pfungst.viewer.calls import Call, Field, Refused
 from pfungst.viewer.laboratory import Benches
-from pfungst.viewer.opened import PICTURES, OpenRun
+from pfungst.viewer.opened import PICTURES, OpenRun, is_own_file
 
 LOADING = "the model is loaded"
 
@@ -88,7 +88,7 @@ class OwnFindings:
         opened = self.find(run)
         record = read_own(opened.run, name)
         path = opened.run.path / FOLDER / record["name"] / f"{picture}.png"
-        if picture not in PICTURES or path.is_symlink() or not path.is_file():
+        if picture not in PICTURES or not is_own_file(path):
             raise RunError(f"{name} has no picture {picture!r}", "it has some when it was tested")
         return Response(path.read_bytes(), media_type="image/png")
 
@@ -120,8 +120,6 @@ def _tell(opened: OpenRun, record: dict[str, Any]) -> dict[str, Any]:
     """A record as the page wants it: rows instead of ids, and what the experiment's pictures show."""
     told = {key: value for key, value in record.items() if key != "samples"}
     if told["result"] is not None:
-        kind = "whole" if told["result"]["where"]["kind"] == "whole" else "region"
-        notes = opened.run.read_json(f"{FOLDER}/{record['name']}/experiment.json") or {}
-        titles = EXPERIMENT_TITLES[kind].items()
-        told["experiment"] = [{"name": key, "title": title, **notes[key]} for key, title in titles if key in notes]
+        kind = told["result"]["where"]["kind"]
+        told["experiment"] = list_experiment(opened.run, f"{FOLDER}/{record['name']}", kind)
     return told

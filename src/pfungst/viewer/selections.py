@@ -12,12 +12,12 @@ import hashlib
 import io
 import threading
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from pfungst.errors import RunError
+from pfungst.store import timestamp
 from pfungst.viewer.calls import Refused
 from pfungst.viewer.opened import OpenRun
 
@@ -43,7 +43,7 @@ class Selections:
 
     def keep_view(self, name: str, state: str) -> dict[str, Any]:
         """Keep what is shown under a name; one of this name is replaced."""
-        entry = {"name": _check_name(name), "state": _check_text(state, "the view"), "at": _now()}
+        entry = {"name": _check_name(name), "state": _check_text(state, "the view"), "at": timestamp()}
         with self._lock:
             kept = self._read()
             kept["views"] = [one for one in kept["views"] if one["name"] != entry["name"]] + [entry]
@@ -68,7 +68,12 @@ class Selections:
         chosen: np.ndarray = np.zeros(self.opened.size, dtype=bool)
         chosen[rows] = True
         bits = np.packbits(chosen, bitorder="little")
-        entry = {"id": hashlib.sha256(bits.tobytes()).hexdigest()[:12], "name": name, "size": len(rows), "at": _now()}
+        entry = {
+            "id": hashlib.sha256(bits.tobytes()).hexdigest()[:12],
+            "name": name,
+            "size": len(rows),
+            "at": timestamp(),
+        }
         with self._lock:
             kept = self._read()
             before = next((one for one in kept["selections"] if one["id"] == entry["id"]), None)
@@ -156,7 +161,3 @@ def _check_text(text: str, what: str) -> str:
     if not text.isprintable():
         raise Refused(422, f"{what} holds what cannot be printed")
     return text
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
