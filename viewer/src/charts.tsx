@@ -1,7 +1,7 @@
 // Charts as SVG, from numbers: what the experiments measured, and the spectrum of a class.
 
-import { useEffect, useState } from "preact/hooks";
 import type { Evidence, Spectrum } from "./api";
+import { useMedia } from "./state";
 
 const NEEDED = ["cut:colour", "cut:exchange", "paste:same place", "paste:same rule", "undo", "apply"];
 
@@ -9,7 +9,7 @@ const NEEDED = ["cut:colour", "cut:exchange", "paste:same place", "paste:same ru
  *
  * On a narrow screen the names stand above their lines, so that they can be read. */
 export function EvidenceChart({ evidence }: { evidence: Evidence[] }) {
-  const narrow = useNarrow();
+  const narrow = useMedia("(max-width: 520px)");
   const ends = evidence.flatMap((one) => [one.treated, one.control, one.control + one.interval[0], one.control + one.interval[1]]);
   const low = Math.min(0, ...ends);
   const high = Math.max(0, ...ends);
@@ -44,19 +44,6 @@ export function EvidenceChart({ evidence }: { evidence: Evidence[] }) {
       ))}
     </svg>
   );
-}
-
-const NARROW = "(max-width: 520px)";
-
-function useNarrow(): boolean {
-  const [narrow, setNarrow] = useState(matchMedia(NARROW).matches);
-  useEffect(() => {
-    const query = matchMedia(NARROW);
-    const look = () => setNarrow(query.matches);
-    query.addEventListener("change", look);
-    return () => query.removeEventListener("change", look);
-  }, []);
-  return narrow;
 }
 
 export function signed(value: number): string {

@@ -3,7 +3,8 @@
 import { useEffect, useState } from "preact/hooks";
 import { findingUrl, get, type Finding, type Overview, type Verdict } from "./api";
 import { EvidenceChart } from "./charts";
-import { Picture, scaleOf, useMaps, WHOLE, type Look, type Mode, type Zoom } from "./pictures";
+import { ModeButtons, readLook } from "./look";
+import { Picture, scaleOf, useMaps, WHOLE, type Look, type Zoom } from "./pictures";
 import { go, type State } from "./state";
 
 interface Kept {
@@ -271,13 +272,10 @@ function Beside(props: {
 /** One finding in its run. */
 function OneSide({ run, name, id, state }: { run: number; name: string; id: string; state: State }) {
   const [finding, setFinding] = useState<Finding>();
-  const [zoom, setZoom] = useState<Zoom>(WHOLE);
   useEffect(() => {
     get<Finding>(`runs/${run}/findings/${id}`).then(setFinding, () => undefined);
   }, [run, id]);
-  const look = lookOf(state);
   const rows = (finding?.exemplars ?? []).filter((row): row is number => row !== null);
-  const maps = useMaps(run, rows, look.mode !== "input");
   return (
     <section aria-label={name}>
       <h3>{name}</h3>
@@ -301,19 +299,7 @@ function OneSide({ run, name, id, state }: { run: number; name: string; id: stri
                 <figcaption>{{ mean: "mean map", mask: "the region", why: "cells that make it a cluster" }[one]}</figcaption>
               </figure>
             ))}
-            {rows.map((row, i) => (
-              <Picture
-                key={row}
-                run={run}
-                row={row}
-                look={look}
-                map={maps[i]}
-                scale={scaleOf(maps)}
-                zoom={zoom}
-                onZoom={setZoom}
-                label={`sample ${row} of ${name}`}
-              />
-            ))}
+            <Row run={run} name={name} rows={rows} state={state} />
           </div>
           <EvidenceChart evidence={finding.evidence} />
           <p class="soft small">{finding.reason}</p>
@@ -326,7 +312,6 @@ function OneSide({ run, name, id, state }: { run: number; name: string; id: stri
 /** The members of a finding that this run has not: what its model looks at in them. */
 function Absent({ run, name, other, id, state }: { run: number; name: string; other: number; id: string; state: State }) {
   const [rows, setRows] = useState<number[]>([]);
-  const [zoom, setZoom] = useState<Zoom>(WHOLE);
   useEffect(() => {
     const find = async () => {
       const finding = await get<Finding>(`runs/${other}/findings/${id}`);
@@ -336,8 +321,6 @@ function Absent({ run, name, other, id, state }: { run: number; name: string; ot
     };
     find().catch(() => setRows([]));
   }, [run, other, id]);
-  const look = lookOf(state);
-  const maps = useMaps(run, rows, look.mode !== "input");
   return (
     <section aria-label={name}>
       <h3>{name}</h3>
@@ -346,27 +329,38 @@ function Absent({ run, name, other, id, state }: { run: number; name: string; ot
         {rows.length ? "The same pictures, with this run's maps:" : "Nor has it the same pictures."}
       </p>
       <div class="pictures three">
-        {rows.map((row, i) => (
-          <Picture
-            key={row}
-            run={run}
-            row={row}
-            look={look}
-            map={maps[i]}
-            scale={scaleOf(maps)}
-            zoom={zoom}
-            onZoom={setZoom}
-            label={`sample ${row} of ${name}`}
-          />
-        ))}
+        <Row run={run} name={name} rows={rows} state={state} />
       </div>
     </section>
   );
 }
 
 function lookOf(state: State): Look {
-  const { look = "overlay", palette = "diverging" } = state.values;
-  return { mode: look as Mode, palette, opacity: 0.9, same: true };
+  return { ...readLook(state, "overlay"), opacity: 0.9, same: true };
+}
+
+/** Samples of a run, with one zoom and one scale. */
+function Row({ run, name, rows, state }: { run: number; name: string; rows: number[]; state: State }) {
+  const [zoom, setZoom] = useState<Zoom>(WHOLE);
+  const look = lookOf(state);
+  const maps = useMaps(run, rows, look.mode !== "input");
+  return (
+    <>
+      {rows.map((row, i) => (
+        <Picture
+          key={row}
+          run={run}
+          row={row}
+          look={look}
+          map={maps[i]}
+          scale={scaleOf(maps)}
+          zoom={zoom}
+          onZoom={setZoom}
+          label={`sample ${row} of ${name}`}
+        />
+      ))}
+    </>
+  );
 }
 
 /** Any sample, by id, in both runs; those with another decision are offered. */
@@ -429,13 +423,7 @@ function InBoth({ id, pair, runs, state }: { id: string; pair: [number, number];
   return (
     <>
       <div class="line tools">
-        <div class="line" role="group" aria-label="What is shown">
-          {(["input", "overlay", "relevance"] as Mode[]).map((mode) => (
-            <button type="button" aria-pressed={look.mode === mode} onClick={() => go({ values: { look: mode } }, true)}>
-              {mode}
-            </button>
-          ))}
-        </div>
+        <ModeButtons mode={look.mode} />
         <span class="soft small">Each map has a scale of its own: scores of two models do not compare.</span>
       </div>
       <div class="sides two">

@@ -3,11 +3,11 @@
 import { useEffect, useState } from "preact/hooks";
 import { findingUrl, get, lastAnswer, post, type Answer, type Finding, type Listed } from "./api";
 import { EvidenceChart, signed, SpectrumChart } from "./charts";
-import { Picture, scaleOf, useMaps, usePalettes, WHOLE, type Look, type Mode } from "./pictures";
+import { ModeButtons, Pager, PaletteChoice, readLook } from "./look";
+import { Picture, scaleOf, useMaps, usePalettes, WHOLE, type Look } from "./pictures";
 import { go, type State } from "./state";
 
 const AT_ONCE = 12;
-const MODES: Mode[] = ["input", "overlay", "relevance"];
 const ROLES: Record<string, string> = {
   members: "Members",
   central: "At the centre",
@@ -98,17 +98,11 @@ async function showOnMap(run: number, index: number, rows: number[]): Promise<vo
 
 /** Members and those that are none, side by side: one look, one zoom and one scale for both. */
 function Samples({ run, finding, state }: { run: number; finding: Finding; state: State }) {
-  const known = usePalettes();
   const [zoom, setZoom] = useState(WHOLE);
-  const { look = "overlay", palette = "diverging", opacity = "90", scale = "same", left = "members", right = "nearest", page = "0" } =
-    state.values;
-  const first = AT_ONCE * (Number(page) || 0);
-  const wanted: Look = {
-    mode: (MODES.includes(look as Mode) ? look : "overlay") as Mode,
-    palette,
-    opacity: Math.min(1, Math.max(0, Number(opacity) / 100)),
-    same: scale === "same",
-  };
+  const { opacity = "90", scale = "same", left = "members", right = "nearest" } = state.values;
+  const wanted = readLook(state, "overlay");
+  const page = Number(state.values["page"]) || 0;
+  const first = AT_ONCE * page;
   const rowsOf = (role: string): number[] => {
     if (role === "central" || role === "rim" || role === "nearest") return finding[role];
     return finding.rows.slice(first, first + AT_ONCE);
@@ -120,13 +114,7 @@ function Samples({ run, finding, state }: { run: number; finding: Finding; state
   return (
     <section aria-label="Pictures">
       <div class="line tools">
-        <div class="line" role="group" aria-label="What is shown">
-          {MODES.map((mode) => (
-            <button type="button" aria-pressed={wanted.mode === mode} onClick={() => set("look", mode)}>
-              {mode}
-            </button>
-          ))}
-        </div>
+        <ModeButtons mode={wanted.mode} />
         <label>
           Opacity
           <input
@@ -138,14 +126,7 @@ function Samples({ run, finding, state }: { run: number; finding: Finding; state
             onInput={(event) => set("opacity", event.currentTarget.value)}
           />
         </label>
-        <label>
-          Palette
-          <select value={palette} onChange={(event) => set("palette", event.currentTarget.value)}>
-            {Object.keys(known?.palettes ?? { diverging: 0 }).map((name) => (
-              <option value={name}>{name}</option>
-            ))}
-          </select>
-        </label>
+        <PaletteChoice palette={wanted.palette} />
         <label>
           Scale
           <select value={scale} onChange={(event) => set("scale", event.currentTarget.value)}>
@@ -160,7 +141,7 @@ function Samples({ run, finding, state }: { run: number; finding: Finding; state
         )}
       </div>
       {wanted.mode !== "input" && (
-        <Legend palette={palette} look={wanted} most={most} oneSided={known?.one_sided.includes(palette) ?? false} />
+        <Legend look={wanted} most={most} />
       )}
       <div class="sides">
         {sides.map((rows, side) => (
@@ -191,22 +172,8 @@ function Samples({ run, finding, state }: { run: number; finding: Finding; state
                 />
               ))}
             </div>
-            {(side ? right : left) === "members" && finding.rows.length > AT_ONCE && (
-              <div class="line">
-                <button type="button" disabled={first === 0} onClick={() => set("page", String(Number(page) - 1))}>
-                  previous
-                </button>
-                <span class="soft small">
-                  {first + 1} to {Math.min(first + AT_ONCE, finding.rows.length)} of {finding.rows.length}
-                </span>
-                <button
-                  type="button"
-                  disabled={first + AT_ONCE >= finding.rows.length}
-                  onClick={() => set("page", String(Number(page) + 1))}
-                >
-                  next
-                </button>
-              </div>
+            {(side ? right : left) === "members" && (
+              <Pager name="page" page={page} each={AT_ONCE} count={finding.rows.length} of />
             )}
           </div>
         ))}
@@ -219,10 +186,11 @@ function Samples({ run, finding, state }: { run: number; finding: Finding; state
   );
 }
 
-function Legend({ palette, look, most, oneSided }: { palette: string; look: Look; most: number; oneSided: boolean }) {
+function Legend({ look, most }: { look: Look; most: number }) {
   const known = usePalettes();
-  const table = known?.palettes[palette];
-  if (!table) return null;
+  const table = known?.palettes[look.palette];
+  if (!known || !table) return null;
+  const oneSided = known.one_sided.includes(look.palette);
   const stops = [0, 0.25, 0.5, 0.75, 1].map((share) => `rgb(${table[Math.round(share * (table.length - 1))]!.join()})`);
   const end = look.same ? most.toPrecision(2) : "the greatest of each picture";
   return (

@@ -2,12 +2,12 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { post } from "./api";
+import { ModeButtons, Pager, PaletteChoice, readLook } from "./look";
 import { fetchFacts, type Facts } from "./mapdata";
-import { Picture, scaleOf, useMaps, usePalettes, WHOLE, type Look, type Mode } from "./pictures";
+import { Picture, scaleOf, useMaps, WHOLE } from "./pictures";
 import { go, type State } from "./state";
 
 const AT_ONCE = 24;
-const MODES: Mode[] = ["input", "overlay", "relevance"];
 const FORMATS: [string, string][] = [
   ["csv", "CSV"],
   ["parquet", "Parquet"],
@@ -30,26 +30,18 @@ export function Gallery(props: {
   onClear: () => void;
 }) {
   const { run, rows, id, state } = props;
-  const known = usePalettes();
   const [zoom, setZoom] = useState(WHOLE);
   const [facts, setFacts] = useState<{ key: string; told: Facts[] }>({ key: "", told: [] });
-  const { look = "input", palette = "diverging", opacity = "90" } = state.values;
+  const wanted = readLook(state, "input");
   const last = Math.max(0, Math.ceil(rows.length / AT_ONCE) - 1);
   const page = Math.min(last, Math.max(0, Number(state.values["from"]) || 0));
   const first = page * AT_ONCE;
   const shown = Array.from(rows.subarray(first, first + AT_ONCE));
-  const wanted: Look = {
-    mode: (MODES.includes(look as Mode) ? look : "input") as Mode,
-    palette,
-    opacity: Math.min(1, Math.max(0, Number(opacity) / 100)),
-    same: state.values["scale"] !== "own",
-  };
   const maps = useMaps(run, shown, wanted.mode !== "input");
   const key = shown.join();
   useEffect(() => {
     if (shown.length) fetchFacts(run, shown).then((told) => setFacts({ key, told }), () => undefined);
   }, [run, key]);
-  const set = (name: string, value: string) => go({ values: { [name]: value } }, true);
   const most = scaleOf(maps);
   return (
     <section class="gallery" aria-label="Selection">
@@ -73,36 +65,9 @@ export function Gallery(props: {
       </div>
       <KeepOwn run={run} rows={rows} />
       <div class="line">
-        <div class="line" role="group" aria-label="What is shown">
-          {MODES.map((mode) => (
-            <button type="button" aria-pressed={wanted.mode === mode} onClick={() => set("look", mode)}>
-              {mode}
-            </button>
-          ))}
-        </div>
-        {wanted.mode !== "input" && (
-          <label class="small soft">
-            Palette{" "}
-            <select value={palette} onChange={(event) => set("palette", event.currentTarget.value)}>
-              {Object.keys(known?.palettes ?? { diverging: 0 }).map((name) => (
-                <option value={name}>{name}</option>
-              ))}
-            </select>
-          </label>
-        )}
-        {rows.length > AT_ONCE && (
-          <span class="line">
-            <button type="button" disabled={page === 0} onClick={() => set("from", String(page - 1))}>
-              previous
-            </button>
-            <span class="soft small">
-              {first + 1} to {Math.min(first + AT_ONCE, rows.length)}
-            </span>
-            <button type="button" disabled={page >= last} onClick={() => set("from", String(page + 1))}>
-              next
-            </button>
-          </span>
-        )}
+        <ModeButtons mode={wanted.mode} />
+        {wanted.mode !== "input" && <PaletteChoice palette={wanted.palette} />}
+        <Pager name="from" page={page} each={AT_ONCE} count={rows.length} />
       </div>
       <div class="pictures">
         {shown.map((row, i) => {

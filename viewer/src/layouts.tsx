@@ -1,7 +1,7 @@
 // Which map is shown, and how far it is where it has to be computed first.
 
 import { useEffect, useState } from "preact/hooks";
-import { get, post } from "./api";
+import { get, post, remove } from "./api";
 import { fetchPoints, type Columns, type Layouts, type Progress } from "./mapdata";
 import { go } from "./state";
 
@@ -68,7 +68,7 @@ export function useLayout(run: number, known: Columns, layouts: Layouts, given: 
     progress: progress?.id === id ? progress.now : undefined,
     failure,
     start: () => void act(post(path, {})),
-    stop: () => void act(fetch(`api/${path}`, { method: "DELETE" })),
+    stop: () => void act(remove(path)),
   };
 }
 

@@ -5,12 +5,12 @@ import { get, sampleUrl, type Overview } from "./api";
 import { Gallery, tell } from "./gallery";
 import { LayoutChoice, LayoutState, useLayout } from "./layouts";
 import {
-  colourBy, countGroups, fetchColumn, fetchFacts, fetchSelection, flag, greyColour, isDark, keepSelection, readFilters, selectWithin, UNKNOWN,
+  colourBy, countGroups, fetchColumn, fetchFacts, fetchSelection, flag, greyColour, keepSelection, readFilters, selectWithin, UNKNOWN,
   writeFilters, type Column, type Columns, type Facts, type Filter, type Layouts, type Values,
 } from "./mapdata";
 import { Chips, Groups, Saved } from "./mapside";
 import { GREY, type Camera, type Scatter } from "./scatter";
-import { go, type State } from "./state";
+import { go, useMedia, type State } from "./state";
 import { Surface, type How, type Outline, type Tool } from "./surface";
 
 const TOOLS: [Tool, string][] = [["move", "v"], ["box", "b"], ["lasso", "l"]];
@@ -48,17 +48,6 @@ function useValues(run: number, known: Columns, names: string[]): Map<string, Va
     };
   }, [run, known.version, key]);
   return found;
-}
-
-function useDark(): boolean {
-  const [dark, setDark] = useState(isDark());
-  useEffect(() => {
-    const query = matchMedia("(prefers-color-scheme: dark)");
-    const change = () => setDark(query.matches);
-    query.addEventListener("change", change);
-    return () => query.removeEventListener("change", change);
-  }, []);
-  return dark;
 }
 
 /** The selection, as the address names it and as it is being made. */
@@ -111,7 +100,7 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
   const [tool, setTool] = useState<Tool>("lasso");
   const [how, setHow] = useState<How>("new");
   const [marked, setMarked] = useState<number>();
-  const dark = useDark();
+  const dark = useMedia("(prefers-color-scheme: dark)");
   const { values } = state;
   const drawable = known.columns.filter((one) => one.kind !== "text");
   const preferred = ["finding", "prediction", "label"].find((name) => drawable.some((one) => one.name === name && one.values.length > 1));

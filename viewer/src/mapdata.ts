@@ -196,8 +196,6 @@ function parse(text: string): Colour {
 }
 
 export const css = (colour: Colour) => `rgb(${colour.join()})`;
-export const isDark = () => matchMedia("(prefers-color-scheme: dark)").matches;
-
 function variable(name: string): Colour {
   return parse(getComputedStyle(document.documentElement).getPropertyValue(`--${name}`));
 }

@@ -1,7 +1,7 @@
 // Beside the map: its groups in words and numbers, filters, and what people kept.
 
 import { useEffect, useState } from "preact/hooks";
-import { post } from "./api";
+import { post, remove } from "./api";
 import { css, fetchKept, type Column, type Filter, type Filters, type Group, type Kept, passes, rampColours, UNKNOWN } from "./mapdata";
 import { go, readState, writeState } from "./state";
 
@@ -148,7 +148,7 @@ export function Saved({ run, chosen, onKeep }: { run: number; chosen: number; on
       setTold((error as Error).message);
     }
   };
-  const remove = (path: string) => fetch(`api/runs/${run}/${path}`, { method: "DELETE" });
+  const forget = (path: string) => remove(`runs/${run}/${path}`);
   const title = name.trim();
   return (
     <section class="saved" aria-label="Saved">
@@ -176,7 +176,7 @@ export function Saved({ run, chosen, onKeep }: { run: number; chosen: number; on
           <li>
             <a href={`#${one.state}`}>{one.name}</a>
             <span class="soft small">view</span>
-            <Delete what={`view ${one.name}`} onClick={() => void act(remove(`views/${encodeURIComponent(one.name)}`), "deleted")} />
+            <Delete what={`view ${one.name}`} onClick={() => void act(forget(`views/${encodeURIComponent(one.name)}`), "deleted")} />
           </li>
         ))}
         {kept.selections.map((one) => (
@@ -185,7 +185,7 @@ export function Saved({ run, chosen, onKeep }: { run: number; chosen: number; on
               {one.name}
             </button>
             <span class="soft small">{one.size.toLocaleString("en")} selected</span>
-            <Delete what={`selection ${one.name}`} onClick={() => void act(remove(`selections/${one.id}`), "deleted")} />
+            <Delete what={`selection ${one.name}`} onClick={() => void act(forget(`selections/${one.id}`), "deleted")} />
           </li>
         ))}
       </ul>

@@ -43,6 +43,19 @@ export function go(change: Partial<State>, replace = false): void {
   for (const listener of listeners) listener();
 }
 
+/** Whether a media query holds, and again whenever that changes. */
+export function useMedia(text: string): boolean {
+  const [holds, setHolds] = useState(matchMedia(text).matches);
+  useEffect(() => {
+    const query = matchMedia(text);
+    const look = () => setHolds(query.matches);
+    look();
+    query.addEventListener("change", look);
+    return () => query.removeEventListener("change", look);
+  }, [text]);
+  return holds;
+}
+
 export function useAddress(): State {
   const [state, set] = useState(readState());
   useEffect(() => {

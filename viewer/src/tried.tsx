@@ -3,8 +3,9 @@
 import { useMemo, useState } from "preact/hooks";
 import type { Relevance } from "./api";
 import { signed } from "./charts";
-import { Picture, scaleOf, usePalettes, WHOLE, type Look, type Mode } from "./pictures";
-import { go, type State } from "./state";
+import { ModeButtons, PaletteChoice, readLook } from "./look";
+import { Picture, scaleOf, WHOLE, type Look } from "./pictures";
+import type { State } from "./state";
 
 export interface Score {
   class: string;
@@ -34,11 +35,10 @@ export function decodeMap(text: string, [height, width]: [number, number]): Rele
 
 export function Result(props: { run: number; row: number; tried: Tried; what: string; seconds: number; state: State }) {
   const { tried, state } = props;
-  const known = usePalettes();
   const [zoom, setZoom] = useState(WHOLE);
   const maps = useMemo(() => tried.maps?.map((one) => decodeMap(one, tried.size)), [tried]);
-  const { look: mode = "overlay", palette = "diverging" } = state.values;
-  const look: Look = { mode: (maps ? mode : "input") as Mode, palette, opacity: 0.9, same: true };
+  const asked = readLook(state, "overlay");
+  const look: Look = { ...asked, mode: maps ? asked.mode : "input", opacity: 0.9, same: true };
   const pictures = [tried.before, tried.after, ...(tried.control ? [tried.control] : [])];
   const names = ["before", "after", "control"];
   const target = tried.scores[0]!;
@@ -58,26 +58,8 @@ export function Result(props: { run: number; row: number; tried: Tried; what: st
         </span>
       </p>
       <div class="line tools">
-        <div class="line" role="group" aria-label="What is shown">
-          {(["input", "overlay", "relevance"] as Mode[]).map((one) => (
-            <button
-              type="button"
-              aria-pressed={look.mode === one}
-              disabled={!maps && one !== "input"}
-              onClick={() => go({ values: { look: one } }, true)}
-            >
-              {one}
-            </button>
-          ))}
-        </div>
-        <label>
-          Palette
-          <select value={palette} onChange={(event) => go({ values: { palette: event.currentTarget.value } }, true)}>
-            {Object.keys(known?.palettes ?? { diverging: 0 }).map((name) => (
-              <option value={name}>{name}</option>
-            ))}
-          </select>
-        </label>
+        <ModeButtons mode={look.mode} only={maps ? undefined : "input"} />
+        <PaletteChoice palette={look.palette} />
       </div>
       <div class="outcome">
         <div class="pictures three">
