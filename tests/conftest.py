@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from browsing import drive
 from PIL import Image
 
 torch.set_num_threads(1)
@@ -157,6 +159,12 @@ def finished(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pfungst import audit
 
     return audit(small.model, small.photos, out=tmp_path_factory.mktemp("finished") / "run", **small.settings).run.path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser that Playwright drives; the test is skipped without Playwright."""
+    yield from drive()
 
 
 @dataclass(frozen=True)

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import needs_browser, serve
 
 from pfungst.store import Run
 from pfungst.viewer.laboratory import Asked
 from pfungst.viewer.opened import OpenRun
 from pfungst.viewer.server import Viewer, make_app
 
-sync_api = pytest.importorskip("playwright.sync_api")
-uvicorn = pytest.importorskip("uvicorn")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-
-
-def serve(app: Any) -> Iterator[str]:
-    """The address of the application, served by a thread."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/?token=token"
-        server.should_exit = True
-        thread.join(10)
+pytest.importorskip("playwright.sync_api")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +32,7 @@ def runs(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 
 @pytest.fixture(scope="module")
 def address(runs: list[Path]) -> Iterator[str]:
-    yield from serve(make_app(Viewer([OpenRun(path) for path in runs], Asked()), "token"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    yield from serve(make_app(Viewer([OpenRun(path) for path in runs], Asked()), "token"), "token")
 
 
 @pytest.fixture
@@ -162,7 +136,7 @@ def test_two_runs_stand_side_by_side(page: Any, address: str, runs: list[Path]) 
 
 
 def test_one_run_has_nothing_to_compare_with_and_no_model_is_told(page: Any, runs: list[Path]) -> None:
-    served = serve(make_app(Viewer([OpenRun(runs[0])]), "token"))
+    served = serve(make_app(Viewer([OpenRun(runs[0])]), "token"), "token")
     page.goto(next(served) + "#view=compare")
     page.locator("main").wait_for()
     assert page.locator("nav button").all_inner_texts() == ["Findings", "Map", "Try it"]

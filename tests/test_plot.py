@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browsing import check_missing
 from PIL import Image
 from torch import nn
 
@@ -247,10 +246,4 @@ def test_a_run_and_its_findings_are_drawn(finished: Path) -> None:
 
 
 def test_a_missing_matplotlib_is_an_error_that_names_the_command() -> None:
-    code = (
-        "import sys; sys.modules['matplotlib'] = None; import pfungst, numpy\n"
-        "try: pfungst.plot.heatmap(numpy.zeros((2, 2)))\n"
-        "except pfungst.PfungstError as error: assert \"pip install 'pfungst[plot]'\" in str(error), error\n"
-        "else: raise SystemExit('no error')"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    check_missing("matplotlib", "plot", "pfungst.plot.heatmap(numpy.zeros((2, 2)))")

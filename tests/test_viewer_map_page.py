@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,38 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
+from browsing import needs_browser, serve
 from PIL import Image
 from test_viewer_map import N, make_run
 
 from pfungst.viewer.opened import OpenRun
-from pfungst.viewer.server import Viewer, _listen, make_app
+from pfungst.viewer.server import Viewer, make_app
 
-sync_api = pytest.importorskip("playwright.sync_api")
-BROWSER = next((path for path in map(Path, ("/usr/bin/chromium", "/usr/bin/google-chrome")) if path.exists()), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
-FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+pytest.importorskip("playwright.sync_api")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of a small run, in a thread."""
     app = make_app(Viewer([OpenRun(make_run(tmp_path_factory.mktemp("viewer")))]), "t")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-    with _listen(0) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/?token=t"
-        server.should_exit = True
-        thread.join(5)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield found
-        found.close()
+    yield from serve(app, "t")
 
 
 @pytest.fixture

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_story import BROWSER, needs_browser
+from browsing import list_barriers, needs_browser, serve, watch_errors
 
 from pfungst.judgements import read_judgements, write_judgement
 from pfungst.store import Run
 from pfungst.viewer.opened import OpenRun
 from pfungst.viewer.server import Viewer, make_app
 
-playwright = pytest.importorskip("playwright.sync_api")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("playwright.sync_api")
 pytestmark = needs_browser
 TOKEN = "a-token-of-this-test"
-AXE = importlib.util.find_spec("axe_playwright_python")
 # Where screenshots go, to be looked at; nowhere by default.
 SHOTS = os.environ.get("PFUNGST_SCREENSHOTS")
 
@@ -36,24 +32,7 @@ def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(run: Path) -> Iterator[str]:
-    app = make_app(Viewer([OpenRun(run)]), TOKEN)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/?token={TOKEN}"
-    server.should_exit = True
-    thread.join(10)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    yield from serve(make_app(Viewer([OpenRun(run)]), TOKEN), TOKEN)
 
 
 @pytest.fixture
@@ -68,9 +47,8 @@ def page(browser: Any, address: str, run: Path) -> Iterator[Any]:
 
 def open_page(browser: Any, address: str, width: int, scheme: str) -> tuple[Any, list[str]]:
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    opened, wrong = context.new_page(), []
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    opened = context.new_page()
+    wrong = watch_errors(opened)
     opened.goto(address)
     opened.wait_for_selector(".listed")
     opened.wait_for_selector("article .sides .frame")
@@ -217,25 +195,11 @@ def test_it_is_accessible_and_fits(browser: Any, address: str, width: int, schem
     page.context.close()
 
 
-def list_barriers(page: Any) -> list[Any]:
-    """What axe-core finds on the page that is serious for people with disabilities."""
-    if AXE is None or AXE.origin is None:
-        pytest.skip("axe-playwright-python, which brings axe-core, is not installed")
-    page.evaluate((Path(AXE.origin).parent / "axe.min.js").read_text())
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    return [
-        (one["id"], [node["html"] for node in one["nodes"]][:3])
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
-
-
 def open_narrow(browser: Any, address: str, width: int, scheme: str) -> tuple[Any, list[str]]:
     """On a narrow screen the list comes first, and a finding in its place."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page, wrong = context.new_page(), []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page = context.new_page()
+    wrong = watch_errors(page)
     page.goto(address)
     page.wait_for_selector(".listed")
     assert not page.locator("article").is_visible()

@@ -6,15 +6,13 @@ import base64
 import html
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_story import browse, needs_browser
+from browsing import browse, check_missing, needs_browser
 
 from pfungst import widget
 from pfungst.charts import COLOURS
@@ -217,10 +215,4 @@ def test_the_widget_and_python_share_the_selection(finished: Path) -> None:
 
 
 def test_a_missing_anywidget_is_an_error_that_names_the_command() -> None:
-    code = (
-        "import sys; sys.modules['anywidget'] = None; import pfungst\n"
-        "try: pfungst.widget._make_class()\n"
-        "except pfungst.PfungstError as error: assert \"pip install 'pfungst[notebook]'\" in str(error), error\n"
-        "else: raise SystemExit('no error')"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    check_missing("anywidget", "notebook", "pfungst.widget._make_class()")
