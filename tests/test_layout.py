@@ -62,8 +62,8 @@ INSIDE = {
     "lrp": "operators targets | modules | tokens | plan functions calls marks | samples rules | unbiased | gradients"
     " presets pools | cells | interception | handlers | even | products | nodes | norms | recurrent | results places"
     " | inputs streams | traces | engine | concepts adapters",
-    "viewer": "access calls opened lassos | columns selections downloads laboratory comparison | layouts own | planes"
-    " | server",
+    "viewer": "access calls opened lassos | jobs columns selections downloads laboratory comparison | layouts own"
+    " | planes | server",
     "exports": "rows | tables coco fiftyone virelay",
     "domains": "decoding labels preprocessing | manifests large | image",
 }

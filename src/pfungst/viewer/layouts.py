@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,12 +18,12 @@ from threadpoolctl import threadpool_limits
 
 from pfungst.assignments import draw_part
 from pfungst.embeddings import embed
-from pfungst.errors import PfungstError
 from pfungst.neighbours import join_neighbours, neighbour_count
 from pfungst.spectra import decompose
 from pfungst.vectors import unit_rows
 from pfungst.viewer.calls import Refused
 from pfungst.viewer.columns import Columns
+from pfungst.viewer.jobs import Desk, Job, Stopped
 from pfungst.viewer.lassos import Plane
 from pfungst.viewer.opened import OpenRun
 
@@ -33,74 +31,6 @@ KINDS = ("tsne", "spectral", "umap")  # of one class, "KIND:CLASS"; besides "all
 _KEPT_POINTS = 8_000_000  # of all maps that are held
 _ASPECT = 1.6  # of the map of all classes, about that of a window
 _MARGIN = 0.05  # of a class's cell in the map of all classes
-
-Told = Callable[[int, int], bool]  # takes how much is done, of how much; says whether to go on
-
-
-class Stopped(Exception):
-    """Nobody waits for this map any more."""
-
-
-@dataclass
-class Job:
-    """A map that is being computed."""
-
-    key: tuple[int, str]
-    done: int = 0
-    total: int = 1
-    began: float = field(default_factory=time.monotonic)
-    failure: str = ""
-    stopping: bool = False
-    over: bool = False
-
-    def tell(self, done: int, total: int) -> bool:
-        """Note how far it is; whether to go on."""
-        self.done, self.total = done, total
-        return not self.stopping
-
-    def describe(self) -> dict[str, Any]:
-        """How far it is, and the seconds left at this pace (None before there is one)."""
-        passed = time.monotonic() - self.began
-        left = passed * (self.total - self.done) / self.done if self.done else None
-        state = "failed" if self.failure else "working"
-        return {"state": state, "done": self.done, "total": self.total, "seconds_left": left, "failure": self.failure}
-
-
-class Desk:
-    """Where maps are computed: one at a time for all runs, so that the machine stays usable."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._job: Job | None = None
-
-    def start(self, key: tuple[int, str], work: Callable[[Told], None]) -> Job:
-        """Begin, unless it is being done already.  Refused while another one is."""
-        with self._lock:
-            if self._job is not None and not self._job.over:
-                if self._job.key == key:
-                    return self._job
-                raise Refused(409, "another map is being computed; stop it, or wait for it")
-            job = self._job = Job(key)
-        threading.Thread(target=self._do, args=(job, work), daemon=True).start()
-        return job
-
-    def find(self, key: tuple[int, str]) -> Job | None:
-        """The job of this key, if it is the last one that was begun and has not come to its end."""
-        with self._lock:
-            job = self._job
-        return job if job is not None and job.key == key and (job.failure or not job.over) else None
-
-    def _do(self, job: Job, work: Callable[[Told], None]) -> None:
-        try:
-            work(job.tell)
-        except Stopped:
-            job.failure = "stopped"
-        except PfungstError as error:
-            job.failure = str(error)
-        except Exception as error:  # whatever a library raises; the page has to say it
-            job.failure = f"{type(error).__name__}: {error}"
-        finally:
-            job.over = True
 
 
 class Layouts:
@@ -159,19 +89,30 @@ class Layouts:
         """Whether a map is ready, being computed, or has to be asked for."""
         if self._find(name) is not None:
             return {"state": "ready", "points": len(self.plane(name))}
-        job = self.desk.find((self.number, name))
-        return {"state": "absent"} if job is None else job.describe()
+        job = self._job(name)
+        if job is None:
+            return {"state": "absent"}
+        state = "failed" if job.failure else "working"
+        left = job.seconds_left()
+        return {"state": state, "done": job.done, "total": job.total, "seconds_left": left, "failure": job.failure}
+
+    def _job(self, name: str) -> Job | None:
+        """The job of this map, if it is the last one that was begun and has not come to a good end."""
+        job = self.desk.last
+        mine = job is not None and job.key == (self.number, name) and bool(job.failure or not job.over)
+        return job if mine else None
 
     def start(self, name: str) -> dict[str, Any]:
         """Begin to compute a map that is not there."""
         if self._find(name) is None:
             kind, index = self._parse(name)
-            self.desk.start((self.number, name), functools.partial(self._compute, name, kind, index))
+            work = functools.partial(self._compute, name, kind, index)
+            self.desk.start(Job((self.number, name)), work, share=True)
         return self.status(name)
 
     def stop(self, name: str) -> dict[str, Any]:
         """Give a map up that is being computed."""
-        job = self.desk.find((self.number, name))
+        job = self._job(name)
         if job is not None:
             job.stopping = True
         return {"state": "stopping" if job is not None else "absent"}
@@ -244,15 +185,15 @@ class Layouts:
         rows = np.flatnonzero(np.isfinite(points).all(1))
         return Plane(rows, points[rows])
 
-    def _compute(self, name: str, kind: str, index: int, tell: Told) -> None:
+    def _compute(self, name: str, kind: str, index: int, job: Job) -> None:
         run, seed = self.opened.run, self.opened.description["settings"]["seed"]
-        tell(0, 1)
         rows = np.array(run.read_json(f"classes/{index:04d}.json")["rows"], int)
         rows = rows[draw_part(len(rows), seed)]
         vectors = unit_rows(run.read_view("where", rows))
 
         def go_on(done: int, total: int) -> None:
-            if not tell(done, total):
+            job.done, job.total = done, total
+            if job.stopping:
                 raise Stopped
 
         go_on(0, 1)

@@ -8,10 +8,11 @@ from typing import Any
 
 from starlette.responses import Response
 
-from pfungst.errors import PfungstError, RunError
+from pfungst.errors import RunError
 from pfungst.own_findings import FOLDER, STEPS, confirm_own, delete_own, list_own, read_own, write_own
 from pfungst.reports import list_experiment
 from pfungst.viewer.calls import Call, Field, Refused
+from pfungst.viewer.jobs import Desk, Job
 from pfungst.viewer.laboratory import Benches
 from pfungst.viewer.opened import PICTURES, OpenRun, is_own_file
 
@@ -24,15 +25,15 @@ class OwnFindings:
     def __init__(self, find: Callable[[int], OpenRun], benches: Benches) -> None:
         self.find, self.benches = find, benches
         self._guard = threading.Lock()
-        self._job: dict[str, Any] | None = None  # the last one, over or not
+        self._desk = Desk(lambda job: f"{job.key[1]} is being tested; one at a time")
 
     def list_all(self, run: int) -> dict[str, Any]:
         """All of a run, and the job if it is of this run."""
         opened = self.find(run)
-        job = self._job
+        job = self._desk.last
         return {
             "own": [_tell(opened, record) for record in list_own(opened.run)],
-            "job": job if job is not None and job["run"] == run else None,
+            "job": _tell_job(job) if job is not None and job.key[0] == run else None,
         }
 
     def create(self, run: int, name: str, rows: list[int], note: str, **more: Any) -> dict[str, Any]:
@@ -49,7 +50,8 @@ class OwnFindings:
     def delete(self, run: int, name: str) -> dict[str, Any]:
         """Delete one."""
         with self._guard:
-            if self._job is not None and self._job["running"] and self._job["name"] == name:
+            job = self._desk.last
+            if job is not None and not job.over and job.key == (run, name):
                 raise Refused(409, f"{name} is being tested")
             delete_own(self.find(run).run, name)
         return self.list_all(run)
@@ -58,30 +60,16 @@ class OwnFindings:
         """Begin to test one; ``list_all`` tells how far it is."""
         opened, bench = self.find(run), self.benches.bench(run)
         read_own(opened.run, name)
-        with self._guard:
-            if self._job is not None and self._job["running"]:
-                raise Refused(409, f"{self._job['name']} is being tested; one at a time")
-            bench.start()
-            job: dict[str, Any] = {"run": run, "name": name, "running": True, "step": LOADING, "done": 0,
-                                   "total": len(STEPS), "failure": ""}  # fmt: skip
-            self._job = job
+        bench.start()
 
-        def tell(step: str, done: int, total: int) -> None:
-            job.update(step=step, done=done, total=total)
+        def work(job: Job) -> None:
+            def tell(step: str, done: int, total: int) -> None:
+                job.step, job.done, job.total = step, done, total
 
-        def work() -> None:
-            try:
-                with bench.model(f"{name} is tested", patience=600) as subject:
-                    confirm_own(opened.run, subject, name, tell)
-            except (PfungstError, Refused) as error:
-                job["failure"] = str(error)
-            except Exception as error:  # a model's own code may raise anything
-                job["failure"] = f"{type(error).__name__}: {error}"
-            finally:
-                job["running"] = False
+            with bench.model(f"{name} is tested", patience=600) as subject:
+                confirm_own(opened.run, subject, name, tell)
 
-        threading.Thread(target=work, daemon=True).start()
-        return job
+        return _tell_job(self._desk.start(Job((run, name), LOADING, 0, len(STEPS)), work))
 
     def send_picture(self, run: int, name: str, picture: str) -> Response:
         """A picture of a tested one."""
@@ -114,6 +102,12 @@ class OwnFindings:
             Call("GET", one + "/pictures/{picture}", "A picture of one that was tested", self.send_picture, pictured,
                  returns="image/png"),
         ]  # fmt: skip
+
+
+def _tell_job(job: Job) -> dict[str, Any]:
+    run, name = job.key
+    told = {"step": job.step, "done": job.done, "total": job.total, "failure": job.failure}
+    return {"run": run, "name": name, "running": not job.over, **told}
 
 
 def _tell(opened: OpenRun, record: dict[str, Any]) -> dict[str, Any]:

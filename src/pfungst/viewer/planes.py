@@ -13,7 +13,8 @@ from starlette.responses import Response
 from pfungst.viewer.calls import Call, Field, Refused
 from pfungst.viewer.columns import Columns
 from pfungst.viewer.downloads import FORMATS, send
-from pfungst.viewer.layouts import Desk, Layouts
+from pfungst.viewer.jobs import Desk
+from pfungst.viewer.layouts import Layouts
 from pfungst.viewer.opened import OpenRun
 from pfungst.viewer.selections import Selections
 
@@ -44,7 +45,7 @@ class Planes:
 
     def __init__(self, viewer: Runs) -> None:
         self.viewer = viewer
-        self._desk = Desk()
+        self._desk = Desk(lambda job: "another map is being computed; stop it, or wait for it")
         self._parts: dict[int, Part] = {}
         self._lock = threading.Lock()
 
