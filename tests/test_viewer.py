@@ -297,6 +297,12 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path, run: Path) -> None:
         OpenRun(run)
 
 
+def test_damaged_samples_are_said(run: Path) -> None:
+    (run / "samples.parquet").write_bytes(b"x")
+    with pytest.raises(RunError, match=r"samples\.parquet is damaged"):
+        OpenRun(run)
+
+
 def test_a_port_that_is_taken(run: Path) -> None:
     import socket
 

@@ -40,7 +40,11 @@ class OpenRun:
         self.description = self.run.describe()
         self.run.check_finished()
         self.images = None if images is None else Path(images)
-        self.schema: pa.Schema = pq.read_schema(self.run.path / "samples.parquet")
+        samples = self.run.path / "samples.parquet"
+        try:
+            self.schema: pa.Schema = pq.read_schema(samples)
+        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            raise RunError(f"{samples} is damaged: {error}", "give the audit another --out folder") from error
         self.size: int = self.description["data"]["samples"]
         self.preprocess = from_description(self.description["model"]["preprocess"])
         self._lock = threading.Lock()
