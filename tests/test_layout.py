@@ -27,6 +27,10 @@ domains weights
 hub
 models
 predictions windows pyramids filenames
+baselines
+methods
+annotations
+quality
 explanations
 vectors
 imports
