@@ -68,6 +68,8 @@ INSIDE = {
     " | inputs streams | traces | engine | concepts adapters",
     "viewer": "access calls opened lassos | jobs columns selections downloads laboratory comparison | layouts own"
     " | planes | server",
+    "quality": "questions | pixel_flipping localisation complexity robustness class_sensitivity conservation"
+    " randomisation cells | measures",
     "exports": "rows | tables coco fiftyone virelay",
     "domains": "decoding labels preprocessing | manifests large | image",
 }
