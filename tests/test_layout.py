@@ -30,7 +30,11 @@ predictions windows pyramids filenames
 baselines
 methods
 annotations
+examples
 quality
+evaluations
+tables
+sheets
 explanations
 vectors
 imports

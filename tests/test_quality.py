@@ -59,7 +59,9 @@ def test_curves_are_the_slow_ones(side: int) -> None:
     curves = flip(q, region=5, steps=steps, most=steps / count, fill="zero", whole=False)
     for order, first in (("most", True), ("least", False)):
         slow = [slow_curve(q, i, 5, steps, torch.zeros(1).double(), first) for i in range(3)]
-        torch.testing.assert_close(curves.probability[order], torch.tensor(slow, dtype=torch.double), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(
+            curves.probability[order], torch.tensor(slow, dtype=torch.double), rtol=1e-12, atol=1e-14
+        )
     torch.testing.assert_close(curves.shares, torch.arange(10).double() / count)
 
 

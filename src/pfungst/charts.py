@@ -109,3 +109,25 @@ def draw_effects(evidence: Sequence[Mapping[str, Any]]) -> str:
         f'<svg class="effects" viewBox="0 0 490 {bottom + 12}" role="img" aria-label="{label}">'
         f"{zero}{''.join(rows)}{ticks}</svg>"
     )
+
+
+def draw_flipping(curves: Mapping[str, Any], shares: Any, top: float, title: str) -> str:
+    """Mean curves of a method as its picture is flipped: by order, over the share replaced; 0 to ``top``."""
+    kinds = {"most relevant first": "most", "least relevant first": "least", "random order": "chance"}
+    span = float(shares[-1]) or 1.0
+    lines, said = [], []
+    for name, curve in curves.items():
+        points = [
+            f"{30 + 180 * float(share) / span:.1f},{108 - 96 * float(value) / (top or 1):.1f}"
+            for share, value in zip(shares, curve, strict=True)
+        ]
+        lines.append(f'<polyline class="{kinds.get(name, "most")}" points="{" ".join(points)}"/>')
+        area = float(np.trapezoid(np.asarray(curve, float), np.asarray(shares, float))) / span
+        said.append(f"{name}: area {area:.3f}")
+    axes = '<path class="axis" d="M30 12V108H210" fill="none"/>'
+    ticks = (
+        f'<text x="26" y="16" text-anchor="end">{top:.2g}</text><text x="26" y="110" text-anchor="end">0</text>'
+        f'<text x="30" y="122">0</text><text x="210" y="122" text-anchor="end">{100 * span:.0f} % replaced</text>'
+    )
+    label = escape(f"{title}, probability as the picture is replaced; {'; '.join(said)}")
+    return f'<svg viewBox="0 0 220 126" role="img" aria-label="{label}">{axes}{ticks}{"".join(lines)}</svg>'
