@@ -27,6 +27,7 @@ domains weights
 hub
 models
 predictions windows pyramids filenames
+quality
 explanations
 vectors
 imports
@@ -65,6 +66,7 @@ INSIDE = {
     "viewer": "access calls opened lassos | jobs columns selections downloads laboratory comparison | layouts own"
     " | planes | server",
     "exports": "rows | tables coco fiftyone virelay",
+    "quality": "cells",
     "domains": "decoding labels preprocessing | manifests large | image",
 }
 
