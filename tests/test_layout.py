@@ -27,6 +27,9 @@ domains weights
 hub
 models
 predictions windows pyramids filenames
+baselines
+methods
+annotations
 quality
 explanations
 vectors

@@ -1,0 +1,138 @@
+"""Ways to explain a picture, by name: every preset of LRP, what it is compared with, and controls.
+
+``make_method("epsilon-plus", model)`` gives a function from inputs (n, C, H, W) and targets to maps (n, H, W), which
+the measures of ``quality/`` judge.  Anything else that can be called so, zennit's and Captum's among it, can be judged
+beside them: ``wrap_method``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfungst import baselines
+from pfungst.errors import RelevanceError, SettingError
+from pfungst.lrp import LRP, PRESETS, Preset
+from pfungst.lrp.targets import Target
+
+Explain = Callable[[Any, Tensor, Target], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method explains, and what it costs: ``passes`` through the model a picture (a backward pass is one)."""
+
+    explain: Explain
+    passes: str
+
+
+BASELINES: dict[str, Recipe] = {
+    "gradient": Recipe(baselines.gradient, "2"),
+    "gradient-x-input": Recipe(baselines.gradient_x_input, "2"),
+    "guided-backprop": Recipe(baselines.guided_backprop, "2"),
+    "deconvnet": Recipe(baselines.deconvnet, "2"),
+    "grad-cam": Recipe(baselines.grad_cam, "2"),
+    "integrated-gradients": Recipe(baselines.integrated_gradients, "100"),
+    "smoothgrad": Recipe(baselines.smoothgrad, "50"),
+    "occlusion": Recipe(baselines.occlusion, "170"),
+    "deeplift": Recipe(baselines.deeplift, "4"),
+}
+CONTROLS: dict[str, Recipe] = {
+    "random": Recipe(baselines.random_map, "0"),
+    "centre-gaussian": Recipe(baselines.centre_gaussian, "0"),
+    "edges": Recipe(baselines.edges, "0"),
+}
+METHODS = (*PRESETS, *BASELINES, *CONTROLS)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to explain one model.  Called with inputs (n, C, H, W) and targets it gives maps (n, H, W), float32.
+
+    ``kind``: preset, baseline, control (a map that knows nothing of the model), or own.
+    ``make``: the same method for another model, None where nobody can say (measures that need it leave it out).
+    ``passes``: through the model for one picture, in words.
+    """
+
+    name: str
+    kind: str
+    explain: Callable[[Tensor, Target], Tensor]
+    passes: str = ""
+    make: Callable[[Any], Callable[[Tensor, Target], Tensor]] | None = None
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        return check_maps(self.explain(x, target), x, self.name)
+
+    def of(self, model: Any) -> Method | None:
+        """This method for another model, for instance one with random weights."""
+        return None if self.make is None else replace(self, explain=self.make(model))
+
+
+def make_method(which: str | Preset, model: Any, *, bounds: Any = None, **options: Any) -> Method:
+    """The method of that name (``METHODS``), or of a preset, for this model.
+
+    ``bounds``: (low, high) of the inputs, for presets with z^B.  ``options``: of the method, such as ``layer`` of
+    grad-cam, ``window`` of occlusion, ``steps`` of integrated-gradients, or those of ``LRP``.
+    Raises SettingError for a name or an option that there is not.
+    """
+    if isinstance(which, Preset) or which in PRESETS:
+        name, kind, passes = which if isinstance(which, str) else which.name, "preset", "3 to 5"
+
+        def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
+            return _Relevance(LRP(model, which, bounds=bounds, **options))
+
+    else:
+        known = {**BASELINES, **CONTROLS}
+        if which not in known:
+            raise SettingError(f"there is no method {which!r}", f"the methods are {', '.join(METHODS)}")
+        recipe = known[which]
+        name, passes = which, recipe.passes
+        kind = "control" if which in CONTROLS else "baseline"
+
+        def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
+            return functools.partial(recipe.explain, model, **options)
+
+    return Method(name, kind, make(model), passes, make)
+
+
+@dataclass(frozen=True)
+class _Relevance:
+    """LRP's maps, summed over channels."""
+
+    lrp: LRP
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        scores: Any = self.lrp(x, target).scores
+        if not isinstance(scores, Tensor) or scores.dim() != 4:
+            raise RelevanceError("the model's input is no picture (n, channels, height, width)", "use pfungst.LRP")
+        return scores.detach().sum(1)
+
+
+def wrap_method(name: str, explain: Callable[[Tensor, Any], Any]) -> Method:
+    """Anything that makes maps (n, H, W) or (n, C, H, W) of inputs and targets; channels are summed."""
+
+    def explain_tensor(x: Tensor, target: Target) -> Tensor:
+        return torch.as_tensor(explain(x, target))
+
+    return Method(name, "own", explain_tensor, "unknown")
+
+
+def check_maps(maps: Tensor, x: Tensor, name: str) -> Tensor:
+    """Maps (n, H, W), float32, on the device of the inputs x; channels, if there are any, summed.
+
+    Raises RelevanceError for another shape.  NaN and infinity stay: what is judged is told so.
+    """
+    maps = maps.detach()
+    if maps.dim() == 4:
+        maps = maps.sum(1)
+    if maps.shape != (len(x), *x.shape[2:]):
+        raise RelevanceError(
+            f"{name} gives maps of shape {tuple(maps.shape)} for inputs of {tuple(x.shape)}",
+            "give (n, height, width) or (n, channels, height, width)",
+        )
+    return maps.to(device=x.device, dtype=torch.float32)
