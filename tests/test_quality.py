@@ -306,10 +306,14 @@ def test_conservation_of_lrp_and_of_nothing() -> None:
     model = model.double().eval()
     x = torch.randn(2, 3, 8, 8, dtype=torch.double)
     target = torch.tensor([0, 2])
-    for name, most in (("gradient-x-input", 1e-6), ("centre-gaussian", None)):
-        maps = make_method(name, model)(x, target)
-        leak = MEASURES["conservation"](Question(model, x, target, maps)).figures["leak"]
-        assert (float(leak.max()) < most) if most is not None else (float(leak.min()) > 1e-3)
+    method = make_method("gradient-x-input", model)
+    maps = method(x, target)
+    assert float(MEASURES["conservation"](Question(model, x, target, maps, method)).figures["leak"].max()) < 1e-6
+    half = MEASURES["conservation"](Question(model, x, target, maps / 2)).figures
+    np.testing.assert_allclose(half["leak"].numpy(), 0.5, rtol=1e-6)
+    control = make_method("centre-gaussian", model)
+    none = MEASURES["conservation"](Question(model, x, target, control(x, target), control)).figures
+    assert all(bool(values.isnan().all()) for values in none.values())
 
 
 def test_figures_are_in_the_table_and_nothing_else() -> None:

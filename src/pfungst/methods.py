@@ -25,22 +25,26 @@ Explain = Callable[[Any, Tensor, Target], Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a method explains, and what it costs: ``passes`` through the model a picture (a backward pass is one)."""
+    """How a method explains, and what it costs: ``passes`` through the model a picture (a backward pass is one).
+
+    ``adds_up``: its map is meant to sum to the score.
+    """
 
     explain: Explain
     passes: str
+    adds_up: bool = False
 
 
 BASELINES: dict[str, Recipe] = {
     "gradient": Recipe(baselines.gradient, "2"),
-    "gradient-x-input": Recipe(baselines.gradient_x_input, "2"),
+    "gradient-x-input": Recipe(baselines.gradient_x_input, "2", True),
     "guided-backprop": Recipe(baselines.guided_backprop, "2"),
     "deconvnet": Recipe(baselines.deconvnet, "2"),
     "grad-cam": Recipe(baselines.grad_cam, "2"),
-    "integrated-gradients": Recipe(baselines.integrated_gradients, "100"),
+    "integrated-gradients": Recipe(baselines.integrated_gradients, "100", True),
     "smoothgrad": Recipe(baselines.smoothgrad, "50"),
     "occlusion": Recipe(baselines.occlusion, "170"),
-    "deeplift": Recipe(baselines.deeplift, "4"),
+    "deeplift": Recipe(baselines.deeplift, "4", True),
 }
 CONTROLS: dict[str, Recipe] = {
     "random": Recipe(baselines.random_map, "0"),
@@ -59,7 +63,7 @@ class Method:
     ``passes``: through the model for one picture, in words.
     ``stored``: reads the maps (n, H, W) of pictures by their rows, for maps that were made before; ``explain`` then
     raises, and measures that need maps of other pictures, classes or models leave the method out.  ``token``: what
-    tells them from other maps of that name.
+    tells them from other maps of that name.  ``adds_up``: the map is meant to sum to the score.
     """
 
     name: str
@@ -69,6 +73,7 @@ class Method:
     make: Callable[[Any], Callable[[Tensor, Target], Tensor]] | None = None
     stored: Callable[[Sequence[int]], Tensor] | None = None
     token: str = ""
+    adds_up: bool = True
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         return check_maps(self.explain(x, target), x, self.name)
@@ -87,6 +92,7 @@ def make_method(which: str | Preset, model: Any, *, bounds: Any = None, **option
     """
     if isinstance(which, Preset) or which in PRESETS:
         name, kind, passes = which if isinstance(which, str) else which.name, "preset", "3 to 5"
+        adds_up = True
 
         def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
             return _Relevance(LRP(model, which, bounds=bounds, **options))
@@ -96,13 +102,13 @@ def make_method(which: str | Preset, model: Any, *, bounds: Any = None, **option
         if which not in known:
             raise SettingError(f"there is no method {which!r}", f"the methods are {', '.join(METHODS)}")
         recipe = known[which]
-        name, passes = which, recipe.passes
+        name, passes, adds_up = which, recipe.passes, recipe.adds_up
         kind = "control" if which in CONTROLS else "baseline"
 
         def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
             return functools.partial(recipe.explain, model, **options)
 
-    return Method(name, kind, make(model), passes, make)
+    return Method(name, kind, make(model), passes, make, adds_up=adds_up)
 
 
 @dataclass(frozen=True)
