@@ -109,7 +109,7 @@ NETWORKS = {
 }
 
 
-def write_tables(name: str, title: str, table: Table, seconds: dict[str, float], n: int) -> None:
+def write_tables(name: str, title: str, table: Table, seconds: dict[str, float], machine: str) -> None:
     """The network's CSV, and its table in the guide between its markers."""
     lines = ["method,kind of figure,mean,low,high,n,does not beat"]
     for method in table.methods:
@@ -121,7 +121,7 @@ def write_tables(name: str, title: str, table: Table, seconds: dict[str, float],
     shown = [figure for figure in COLUMNS if figure in table.figures]
     marks = {"high": " ↑", "low": " ↓", "": ""}
     heads = [table.figures[figure].title + marks[table.figures[figure].better] for figure in shown]
-    rows = [f"**{title}** ({n} pictures; {hardware()})", ""]
+    rows = [f"**{title}** ({machine})", ""]
     rows += ["| | " + " | ".join(heads) + " | s / map |", "|---|" + "---:|" * (len(heads) + 1)]
     for method in table.methods:
         cells = []
@@ -160,7 +160,9 @@ def main() -> None:
         )  # fmt: skip
         print(found.left_out or "", flush=True)
         found.write(arguments.out / f"{name}_{count}")
-        write_tables(name, network.title, found.table(), found.seconds, len(found.ids))
+        write_tables(
+            name, network.title, found.table(), found.seconds, f"{count} pictures; {hardware(arguments.device)}"
+        )
 
 
 if __name__ == "__main__":

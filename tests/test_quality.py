@@ -74,6 +74,26 @@ def test_a_flipped_picture_is_all_replaced_and_orders_meet_there() -> None:
         torch.testing.assert_close(curves.probability[order][:, 0], probabilities(q.outputs)[torch.arange(3), q.target])
 
 
+class Viewing(nn.Module):
+    """Cannot take inputs whose channels lie last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.view(-1).view(x.shape))
+
+
+def test_the_layout_in_memory_changes_no_score() -> None:
+    q, viewing = ask_about(), ask_about(model=Viewing().eval())
+    assert q.layout == torch.channels_last
+    assert viewing.layout == torch.contiguous_format
+    viewing = Question(Viewing().eval(), q.x, q.target, q.maps)
+    one, two = (flip(asked, region=5, steps=4, fill="zero").probability["most"] for asked in (q, viewing))
+    torch.testing.assert_close(one, two, rtol=1e-10, atol=0)
+
+
 def test_aopc_and_areas_by_hand() -> None:
     curve = torch.tensor([[1.0, 0.5, 0.0]])
     assert float(aopc(curve)) == pytest.approx((0 + 0.5 + 1) / 3)

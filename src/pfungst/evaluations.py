@@ -332,7 +332,7 @@ class _Work:
             base.model, base.x, target, maps, method, None if masks is None else masks.to(self.device),
             self.examples.low.to(self.device), self.examples.high.to(self.device), self.chunk,
         )  # fmt: skip
-        asked.__dict__["outputs"] = base.outputs  # asked once for all methods
+        asked.__dict__.update(outputs=base.outputs, layout=base.layout)  # found out once for all methods
         return asked
 
     def score(self, measure: Measure, question: Question) -> Part:
