@@ -27,12 +27,13 @@ Explain = Callable[[Any, Tensor, Target], Tensor]
 class Recipe:
     """How a method explains, and what it costs: ``passes`` through the model a picture (a backward pass is one).
 
-    ``adds_up``: its map is meant to sum to the score.
+    ``adds_up``: its map is meant to sum to the score.  ``about``: says of a model and inputs what it chose for itself.
     """
 
     explain: Explain
     passes: str
     adds_up: bool = False
+    about: Callable[..., str] | None = None
 
 
 BASELINES: dict[str, Recipe] = {
@@ -40,7 +41,7 @@ BASELINES: dict[str, Recipe] = {
     "gradient-x-input": Recipe(baselines.gradient_x_input, "2", True),
     "guided-backprop": Recipe(baselines.guided_backprop, "2"),
     "deconvnet": Recipe(baselines.deconvnet, "2"),
-    "grad-cam": Recipe(baselines.grad_cam, "2"),
+    "grad-cam": Recipe(baselines.grad_cam, "2", about=baselines.tell_layer),
     "integrated-gradients": Recipe(baselines.integrated_gradients, "100", True),
     "smoothgrad": Recipe(baselines.smoothgrad, "50"),
     "occlusion": Recipe(baselines.occlusion, "170"),
@@ -64,6 +65,7 @@ class Method:
     ``stored``: reads the maps (n, H, W) of pictures by their rows, for maps that were made before; ``explain`` then
     raises, and measures that need maps of other pictures, classes or models leave the method out.  ``token``: what
     tells them from other maps of that name.  ``adds_up``: the map is meant to sum to the score.
+    ``about``: says of inputs what the method chose for itself, for people; None where it chooses nothing.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Method:
     stored: Callable[[Sequence[int]], Tensor] | None = None
     token: str = ""
     adds_up: bool = True
+    about: Callable[[Tensor], str] | None = None
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         return check_maps(self.explain(x, target), x, self.name)
@@ -92,7 +95,7 @@ def make_method(which: str | Preset, model: Any, *, bounds: Any = None, **option
     """
     if isinstance(which, Preset) or which in PRESETS:
         name, kind, passes = which if isinstance(which, str) else which.name, "preset", "3 to 5"
-        adds_up = True
+        adds_up, about = True, None
 
         def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
             return _Relevance(LRP(model, which, bounds=bounds, **options))
@@ -104,11 +107,12 @@ def make_method(which: str | Preset, model: Any, *, bounds: Any = None, **option
         recipe = known[which]
         name, passes, adds_up = which, recipe.passes, recipe.adds_up
         kind = "control" if which in CONTROLS else "baseline"
+        about = None if recipe.about is None else functools.partial(recipe.about, model, **options)
 
         def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
             return functools.partial(recipe.explain, model, **options)
 
-    return Method(name, kind, make(model), passes, make, adds_up=adds_up)
+    return Method(name, kind, make(model), passes, make, adds_up=adds_up, about=about)
 
 
 @dataclass(frozen=True)
