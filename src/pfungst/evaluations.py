@@ -421,7 +421,7 @@ class _Work:
                 # The first batch warms up: it counts only if it is the only one.
                 times = [part.seconds for part in parts]
                 found.seconds[method.name] = float(np.mean(times[1:] or times))
-            if method.name in self.maps:
+            if sum(map(len, self.maps.get(method.name, ()))) == len(pictures) > 0:
                 found.maps[method.name] = np.concatenate(self.maps[method.name])
         found.pictures = np.stack(pictures) if pictures else found.pictures
         found.left_out, found.measures = self.left_out, [m.name for m in self.measures if m.name not in self.left_out]
