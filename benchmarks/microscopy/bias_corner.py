@@ -53,7 +53,8 @@ def share_on_square(model: PatchNet, preset: str, patches: np.ndarray) -> tuple[
         [method(to_inputs(patches[i : i + 32]), CLASS).numpy() for i in range(0, len(patches), 32)]
     ).astype(np.float64)
     positive = maps.clip(0)
-    return maps, positive[(slice(None), *CORNER)].sum((1, 2)) / positive.sum((1, 2))
+    total = np.maximum(positive.sum((1, 2)), 1e-12)  # where nothing speaks for the class, nothing of the square does
+    return maps, positive[(slice(None), *CORNER)].sum((1, 2)) / total
 
 
 def draw(example: np.ndarray, maps: dict[str, np.ndarray], shares: dict[str, np.ndarray]) -> Any:

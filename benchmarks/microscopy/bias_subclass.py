@@ -1,6 +1,6 @@
 """Bias (c): a kind of cell that was never a negative in training gets relevance for the class; shown, it does not.
 
-    PFUNGST_DATA=... python benchmarks/microscopy/bias_subclass.py                       # about four minutes on one core
+    PFUNGST_DATA=... python benchmarks/microscopy/bias_subclass.py                  # about four minutes on one core
     PFUNGST_DATA=... python benchmarks/microscopy/bias_subclass.py --quick --out /tmp/subclass
 
 The class is "white cell"; platelets are as violet as their nuclei, as necrosis is as dark as cancer in Hägele et al.
