@@ -30,7 +30,11 @@ predictions windows pyramids filenames
 baselines
 methods
 annotations
+examples
 quality
+evaluations
+tables
+sheets
 explanations
 vectors
 imports
@@ -49,6 +53,7 @@ verdicts
 counterevidence
 confirmations own_findings
 guards
+facts
 reports exports
 comparisons
 placements
@@ -68,8 +73,9 @@ INSIDE = {
     " | inputs streams | traces | engine | concepts adapters",
     "viewer": "access calls opened lassos | jobs columns selections downloads laboratory comparison | layouts own"
     " | planes | server",
+    "quality": "questions | pixel_flipping localisation complexity robustness class_sensitivity conservation"
+    " randomisation cells | measures",
     "exports": "rows | tables coco fiftyone virelay",
-    "quality": "cells",
     "domains": "decoding labels preprocessing | manifests large | image",
 }
 

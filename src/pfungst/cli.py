@@ -91,6 +91,7 @@ def cli() -> None:
     First time?           pfungst demo
     Your model:           pfungst audit torchvision:resnet50 images/ --out runs/first
     A few pictures:       pfungst explain torchvision:resnet50 dog.jpg --out maps
+    Is the map right?     pfungst evaluate torchvision:resnet50 images/ --out quality
     """
 
 
@@ -152,7 +153,7 @@ def audit(model: str, images: str, out: str, as_json: bool, **settings: Any) -> 
 def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> None:
     from pfungst.explain import explain as run_explain
 
-    options["targets"] = [part.strip() for part in options["targets"].split(",") if part.strip()]
+    options["targets"] = _parts(options["targets"])
     with show_progress() as progress:
         found = run_explain(
             model,
@@ -162,6 +163,57 @@ def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> No
             **options,
         )
     print_explanations(found, Path(out))
+
+
+@cli.command(
+    epilog="Example:  pfungst evaluate torchvision:resnet50 photos/ --out quality --methods auto,epsilon,grad-cam "
+    "--measures srg,localisation --masks photos.json",
+    help="Judge ways to explain MODEL on IMAGES: which map is right?\n\nEvery method is measured on your own model and "
+    "pictures, beside controls that know nothing of the model, with intervals; the table, curves and examples go to "
+    "OUT/evaluation.html.\n\n" + _MODEL_HELP + "\n\nThe same command again goes on where it was stopped.",
+)
+@click.argument("model")
+@click.argument("images", type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="Folder for the page, the tables, and what is finished.")
+@click.option(
+    "--methods",
+    default="auto,epsilon,gradient,gradient-x-input,guided-backprop,grad-cam,integrated-gradients",
+    show_default=True,
+    help="Presets of LRP; gradient, gradient-x-input, guided-backprop, deconvnet, grad-cam, integrated-gradients, "
+    "smoothgrad, occlusion, deeplift.",
+)
+@click.option(
+    "--measures",
+    default=None,
+    help="Of srg, region-perturbation, pixel-flipping, localisation, robustness, complexity, class-sensitivity, "
+    "randomisation, conservation. [default: the cheap ones; localisation where there are masks]",
+)
+@click.option(
+    "--masks", default=None, type=click.Path(), help="Where the objects are: a folder of masks, COCO, YOLO or VOC XML."
+)
+@click.option("--objects", default="", help="Only these annotated categories, separated by commas.")
+@click.option("--target", default="predicted", show_default=True, type=click.Choice(["predicted", "label"]))
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON and nothing else.")
+@_flags({"weights", "size", "mean", "std", "channels", "classes", "batch_size", "device", "limit", "workers", "seed"})
+def evaluate(model: str, images: str, out: str, as_json: bool, **options: Any) -> None:
+    from pfungst.evaluations import evaluate as run_evaluation
+    from pfungst.sheets import describe_evaluation, write_evaluation
+    from pfungst.tables import tabulate
+    from pfungst.terminal import print_evaluation
+
+    for name in ("methods", "measures", "objects"):
+        options[name] = _parts(options[name]) if options[name] else None
+    with show_progress(quiet=as_json) as tell:
+        found = run_evaluation(model, images, out=out, progress=tell, **options)
+    page, table = write_evaluation(found, out), tabulate(found)
+    if as_json:
+        click.echo(json.dumps(describe_evaluation(found, table), indent=1))
+    else:
+        print_evaluation(found, table, page)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @cli.command()
@@ -256,8 +308,7 @@ def export(run: str, to: str, out: str, findings: str, images: str | None) -> No
     from pfungst.exports import export as write_export
     from pfungst.store import Run
 
-    wanted = [part.strip() for part in findings.split(",") if part.strip()]
-    write_export(Run(run), to, out, findings=wanted, images=images)
+    write_export(Run(run), to, out, findings=_parts(findings), images=images)
     click.echo(f"Exported to {out}")
 
 

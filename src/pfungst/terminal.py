@@ -152,6 +152,34 @@ def print_explanations(found: list[Any], out: Path) -> None:
         console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)
 
 
+def print_evaluation(found: Any, table: Any, page: Path) -> None:
+    """The main figures of an evaluation: a row a method, controls last."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pfungst.tables import write_number
+
+    console, marks = Console(), {"high": " ↑", "low": " ↓", "": ""}
+    main = [name for name, figure in table.figures.items() if figure.main]
+    shown = Table(title=f"{len(found.ids)} pictures, means", title_justify="left", caption_justify="left")
+    shown.add_column("method", no_wrap=True)
+    for name in main:
+        shown.add_column(table.figures[name].title + marks[table.figures[name].better], justify="right")
+    shown.add_column("s / map", justify="right")
+    for method in table.methods:
+        cells = [table.cells[method].get(name) for name in main]
+        texts = ["" if c is None else write_number(c.mean) + (" †" if c.worse_than else "") for c in cells]
+        seconds = write_number(found.seconds[method]) if method in found.seconds else ""
+        shown.add_row(method, *texts, seconds, style="dim" if found.kinds[method] == "control" else None)
+    shown.caption = "↑ higher is better, ↓ lower is better; † does not beat every control (noise, centre, edges)"
+    console.print(shown)
+    for name, why in found.left_out.items():
+        console.print(f"left out: {name}: {why}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    for note in found.notes:
+        console.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Page: {page}", highlight=False, markup=False, soft_wrap=True)
+
+
 def print_demo(results: Any) -> None:
     """What the demo's audit found, and what of it was planted."""
     from rich.console import Console

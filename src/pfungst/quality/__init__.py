@@ -1,1 +1,1 @@
-"""Measures of how good relevance maps are."""
+"""How good maps are: one file a measure, each with its source and its cost; ``measures.py`` has them by name."""

@@ -1,0 +1,397 @@
+"""Methods judged by measures on a user's own model and pictures: ``evaluate`` -> ``Evaluation``.
+
+Pictures come batch by batch; every method makes its maps once, every measure scores them, and what is finished of a
+method, measure and batch lies in ``OUT/parts``, so that the same call goes on after a kill, and a longer list of
+methods or measures computes what is new alone.  Controls (a random map, a Gaussian in the middle, the picture's edges)
+are always in the table; a method that does not beat them is marked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pfungst.errors import DataError, ModelError, PfungstError, RunError, SettingError, first_line
+from pfungst.examples import Batch, Examples, open_files, open_tensors
+from pfungst.lrp import Preset
+from pfungst.methods import CONTROLS, Method, make_method, wrap_method
+from pfungst.models import LoadedModel, load_model
+from pfungst.quality.measures import DEFAULT, MEASURES, Measure, choose_measures
+from pfungst.quality.questions import MASKS, METHOD, Question, Scores
+from pfungst.store import Run, writing
+
+METHODS = ("auto", "epsilon", "gradient", "gradient-x-input", "guided-backprop", "grad-cam", "integrated-gradients")
+EXAMPLES = 6  # pictures whose maps are kept to be looked at
+TARGETS = ("predicted", "label")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one method and measure gave for one batch."""
+
+    figures: dict[str, np.ndarray]
+    curves: dict[str, np.ndarray]
+    shares: np.ndarray | None
+    seconds: float  # for one map
+
+
+@dataclass
+class Evaluation:
+    """Scores of every picture, by method and figure; ``tables.py`` sums them up, ``sheets.py`` shows them.
+
+    ids       of the pictures, (n,)
+    values    values[method][figure] is (n,) float64, NaN where not defined
+    curves    curves[method][measure][title] is (n, steps); shares[measure] is (steps,)
+    kinds     preset, baseline, control or own, by method
+    seconds   for one map of each method, on this machine
+    left_out  methods and measures that could not be done, with the reason
+    pictures  some pictures (k, H, W, 3) in 0 to 1, ``maps[method]`` (k, H, W) their maps, ``shown`` their names
+    """
+
+    ids: list[str] = field(default_factory=list)
+    values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    curves: dict[str, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict)
+    shares: dict[str, np.ndarray] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    measures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    pictures: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3)))
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+    shown: list[str] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        from pfungst.sheets import write_fragment
+
+        return write_fragment(self)
+
+
+def evaluate(
+    model: str | nn.Module | LoadedModel,
+    images: Any,
+    *,
+    methods: Sequence[str | Preset | Method] | Mapping[str, Any] | None = None,
+    measures: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    masks: str | Path | None = None,
+    objects: Sequence[str] | None = None,
+    target: str = "predicted",
+    limit: int | None = None,
+    batch_size: int = 16,
+    chunk: int = 64,
+    workers: int = 0,
+    device: str = "cpu",
+    seed: int = 0,
+    bounds: tuple[Any, Any] | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    **model_options: Any,
+) -> Evaluation:
+    """Judge ways to explain a model on pictures.
+
+    images    a folder, manifest or picture; tensors x, (x, labels) or (x, labels, masks); or a loader of such batches
+    methods   names (``methods.METHODS``), presets or ``Method`` objects; or a mapping from names to functions of inputs
+              and targets that give maps.  Controls are added
+    measures  names (``quality.measures.MEASURES``), or a mapping from names to options, e.g. {"srg": {"fill": "blur"}};
+              by default those that are cheap, and localisation where there are masks
+    masks     a folder of masks, COCO, YOLO or VOC annotations of the pictures; ``objects``: only these categories
+    target    whose score is explained: ``predicted`` or ``label``
+    limit     at most so many pictures, drawn over the classes with ``seed``
+    chunk     pictures the model is asked at once by flipping
+    out       a folder for what is finished, so that the same call goes on; nothing is kept without it
+
+    Raises SettingError, DataError, ModelError or RunError.  A method that fails for this model is left out, with the
+    reason, in ``Evaluation.left_out``.
+    """
+    if target not in TARGETS:
+        raise SettingError(f"target is {target!r}", f"it is one of {', '.join(TARGETS)}")
+    if isinstance(model, nn.Module) and not isinstance(images, str | Path):
+        if any(value is not None for value in model_options.values()):
+            raise SettingError(f"{', '.join(model_options)} for tensors", "prepare the tensors as the model needs them")
+        loaded = load_model(model, device=device)
+    else:
+        loaded = model if isinstance(model, LoadedModel) else load_model(model, device=device, **model_options)
+    if isinstance(images, str | Path):
+        examples: Examples = open_files(
+            loaded, images, masks=masks, objects=list(objects or ()), limit=limit, workers=workers, seed=seed
+        )
+    elif masks is not None:
+        raise SettingError("masks as files for pictures as tensors", "give (x, labels, masks)")
+    else:
+        examples = open_tensors(images, bounds=bounds, limit=limit)
+    options = dict(measures) if isinstance(measures, Mapping) else {}
+    _check_options(options)
+    names = DEFAULT + (("localisation",) if masks is not None else ()) if measures is None else tuple(measures)
+    chosen = _choose_methods(METHODS if methods is None else methods, loaded.module, examples, device)
+    work = _Work(
+        loaded, examples, chosen, choose_measures(names), options,
+        target, batch_size, chunk, torch.device(device), None if out is None else Run(out), progress or _silent,
+    )  # fmt: skip
+    return work.do({"target": target, "limit": limit, "seed": seed, "batch_size": batch_size})
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def _check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
+    for measure in choose_measures(options) if options else ():
+        known = list(inspect.signature(measure.score).parameters)[1:]
+        unknown = [name for name in options[measure.name] if name not in known]
+        if unknown:
+            raise SettingError(f"{measure.name} has no option {unknown[0]!r}", f"it has {', '.join(known) or 'none'}")
+
+
+def _choose_methods(given: Any, model: nn.Module, examples: Examples, device: str) -> list[Method]:
+    bounds = (examples.low[None].to(device), examples.high[None].to(device))
+    if isinstance(given, Mapping):
+        chosen = [wrap_method(name, function) for name, function in given.items()]
+    else:
+        chosen = [one if isinstance(one, Method) else make_method(one, model, bounds=bounds) for one in given]
+    chosen += [make_method(name, model) for name in CONTROLS]
+    return list({one.name: one for one in chosen}.values())
+
+
+@dataclass
+class _Work:
+    """The settings of one call."""
+
+    loaded: LoadedModel
+    examples: Examples
+    methods: list[Method]
+    measures: list[Measure]
+    options: Mapping[str, Mapping[str, Any]]
+    target: str
+    batch_size: int
+    chunk: int
+    device: torch.device
+    run: Run | None
+    progress: Progress
+    left_out: dict[str, str] = field(default_factory=dict)
+    parts: dict[tuple[str, str], list[Part]] = field(default_factory=dict)
+    maps: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    seconds: float = 0.0  # that the last map took
+
+    def do(self, settings: Mapping[str, Any]) -> Evaluation:
+        count = self.examples.count
+        about = {
+            "model": {"name": self.loaded.name, "digest": self.loaded.digest},
+            "data": self.examples.digest,
+            **settings,
+        }
+        self.begin(about)
+        found = Evaluation(about={**about, "methods": [m.name for m in self.methods]})
+        shown = set(np.linspace(0, (count or 1) - 1, min(EXAMPLES, count or 1)).round().astype(int).tolist())
+        pictures: list[np.ndarray] = []
+        done = 0
+        batches = self.examples.batches(self.batch_size)
+        for number, batch in enumerate(batches):
+            keep = [i for i, row in enumerate(batch.rows) if row in shown]
+            self.judge(number, batch, keep)
+            found.ids += batch.ids
+            pictures += list(self.examples.pixels(batch.x[keep])) if keep else []
+            found.shown += [batch.ids[i] for i in keep]
+            done += len(batch.ids)
+            self.progress("evaluating", done, max(done, count or done))
+        if not found.ids:
+            raise DataError("none of the pictures can be read", "check the folder")
+        return self.collect(found, pictures)
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Make sure that the folder's parts are of this model and these pictures."""
+        if self.run is None:
+            return
+        with writing(self.run.path):
+            self.run.path.mkdir(parents=True, exist_ok=True)
+        known = self.run.read_json("parts/about.json")
+        content = json.loads(json.dumps(about))
+        if known is None:
+            if any(not file.name.startswith(".") for file in self.run.path.iterdir()):
+                raise RunError(f"{self.run.path} is not empty and no evaluation", "give --out another folder")
+            self.run.write_json("parts/about.json", content)
+        elif known != content:
+            differs = [key for key in content if known.get(key) != content[key]]
+            raise RunError(
+                f"{self.run.path} belongs to another evaluation: {', '.join(differs)} differ",
+                "give --out another folder",
+            )
+
+    def judge(self, number: int, batch: Batch, keep: list[int]) -> None:
+        """All methods and measures on one batch."""
+        x = batch.x.to(self.device)
+        base = Question(self.loaded.module, x, torch.zeros(len(x)).long().to(self.device), x[:, 0], chunk=self.chunk)
+        target = self.choose_target(base, batch)
+        masks = self.examples.masks(batch, target.cpu())
+        for method in self.methods:
+            if method.name in self.left_out:
+                continue
+            question: Question | None = None
+            for measure in self.measures:
+                if f"{method.name}: {measure.name}" in self.left_out or measure.name in self.left_out:
+                    continue
+                name = f"parts/{_slug(method.name)}/{_slug(measure.name)}_{self.digest(method, measure)}_{number}.npz"
+                part = self.read(name)
+                try:
+                    if part is None:
+                        if question is None:
+                            question = self.explain(method, base, target, masks, keep)
+                        part = self.score(measure, question)
+                        self.write(name, part)
+                except _Refused as refused:
+                    self.left_out[refused.name] = refused.reason
+                    if refused.name == method.name:
+                        break
+                    continue
+                self.parts.setdefault((method.name, measure.name), []).append(part)
+            if method.name not in self.left_out and keep and question is None:
+                self.explain(method, base, target, masks, keep)  # its scores were there, its pictures are needed
+
+    def choose_target(self, base: Question, batch: Batch) -> Tensor:
+        outputs = base.outputs
+        if not bool(torch.isfinite(outputs).all()):
+            raise ModelError("the model returns NaN or infinity", "check the weights, and --mean and --std")
+        if self.target == "predicted":
+            return outputs.argmax(1)
+        if bool((batch.labels < 0).any()):
+            raise DataError(
+                f"{batch.ids[int((batch.labels < 0).nonzero()[0])]} has no label", "give --target predicted"
+            )
+        if int(batch.labels.max()) >= outputs.shape[1]:
+            raise DataError(f"label {int(batch.labels.max())} of {outputs.shape[1]} outputs", "give --classes")
+        return batch.labels.to(self.device)
+
+    def explain(
+        self, method: Method, base: Question, target: Tensor, masks: Tensor | None, keep: list[int]
+    ) -> Question:
+        """The method's maps as a question; they are timed, and those of the examples kept."""
+        start = time.perf_counter()
+        try:
+            maps = method(base.x, target)
+        except (PfungstError, RuntimeError, NotImplementedError) as error:
+            raise _Refused(method.name, first_line(error)) from error
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds = (time.perf_counter() - start) / len(base.x)
+        if keep:
+            self.maps.setdefault(method.name, []).append(maps[keep].cpu().numpy())
+        asked = Question(
+            base.model, base.x, target, maps, method, None if masks is None else masks.to(self.device),
+            self.examples.low.to(self.device), self.examples.high.to(self.device), self.chunk,
+        )  # fmt: skip
+        asked.__dict__["outputs"] = base.outputs  # asked once for all methods
+        return asked
+
+    def score(self, measure: Measure, question: Question) -> Part:
+        if MASKS in measure.needs and question.masks is None:
+            raise _Refused(measure.name, "needs masks: give --masks")
+        assert question.method is not None
+        if METHOD in measure.needs and question.method.make is None and measure.name == "randomisation":
+            raise _Refused(f"{question.method.name}: {measure.name}", "needs the method for other models")
+        broken = ~torch.isfinite(question.maps).flatten(1).all(1)
+        maps = question.maps.nan_to_num(0, 0, 0)
+        asked = question
+        if bool(broken.any()):
+            asked = Question(
+                question.model, question.x, question.target, maps, question.method, question.masks, question.low,
+                question.high, question.chunk,
+            )  # fmt: skip
+        scores: Scores = measure(asked, **self.options.get(measure.name, {}))
+        figures = {
+            name: values.double().where(~broken, torch.nan).cpu().numpy() for name, values in scores.figures.items()
+        }
+        curves = {name: curve.float().cpu().numpy() for name, curve in scores.curves.items()}
+        return Part(figures, curves, None if scores.shares is None else scores.shares.cpu().numpy(), self.seconds)
+
+    def digest(self, method: Method, measure: Measure) -> str:
+        """Of what decides a part beside the folder's identity: the options, and a preset's rules."""
+        explain: Any = method.explain
+        rules = explain.lrp.preset.describe() if hasattr(explain, "lrp") else repr(getattr(explain, "keywords", ""))
+        text = json.dumps([dict(self.options.get(measure.name, {})), rules], default=str, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def read(self, name: str) -> Part | None:
+        if self.run is None or not (self.run.path / name).exists():
+            return None
+        try:
+            with np.load(self.run.path / name, allow_pickle=False) as file:
+                content = {key: file[key] for key in file.files}
+        except (OSError, ValueError):  # torn by a disk that lost power: done again
+            return None
+        figures = {key[2:]: value for key, value in content.items() if key.startswith("f/")}
+        curves = {key[2:]: value for key, value in content.items() if key.startswith("c/")}
+        return Part(figures, curves, content.get("shares"), float(content["seconds"]))
+
+    def write(self, name: str, part: Part) -> None:
+        if self.run is None:
+            return
+        arrays = {f"f/{key}": value for key, value in part.figures.items()}
+        arrays |= {f"c/{key}": value for key, value in part.curves.items()}
+        arrays["seconds"] = np.array(part.seconds)
+        if part.shares is not None:
+            arrays["shares"] = part.shares
+        file = io.BytesIO()
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        (self.run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        self.run.write_bytes(name, file.getvalue())
+
+    def collect(self, found: Evaluation, pictures: list[np.ndarray]) -> Evaluation:
+        for method in self.methods:
+            if method.name in self.left_out:
+                continue
+            found.kinds[method.name] = method.kind
+            found.values[method.name], found.curves[method.name] = {}, {}
+            for measure in self.measures:
+                parts = self.parts.get((method.name, measure.name), [])
+                if sum(len(next(iter(part.figures.values()))) for part in parts) != len(found.ids):
+                    continue  # refused on the way
+                for name in measure.figures:
+                    found.values[method.name][name] = np.concatenate([part.figures[name] for part in parts])
+                titles = parts[0].curves
+                if titles and parts[0].shares is not None:
+                    found.curves[method.name][measure.name] = {
+                        title: np.concatenate([part.curves[title] for part in parts]) for title in titles
+                    }
+                    found.shares[measure.name] = parts[0].shares
+                # The first batch warms up: it counts only if it is the only one.
+                times = [part.seconds for part in parts]
+                found.seconds[method.name] = float(np.mean(times[1:] or times))
+            if method.name in self.maps:
+                found.maps[method.name] = np.concatenate(self.maps[method.name])
+        found.pictures = np.stack(pictures) if pictures else found.pictures
+        found.left_out, found.measures = self.left_out, [m.name for m in self.measures if m.name not in self.left_out]
+        skipped = [f"{name}: {why}" for name, why in list(self.examples.skipped.items())[:5]]
+        more = f" and {len(self.examples.skipped) - 5} more" if len(self.examples.skipped) > 5 else ""
+        found.notes = [*self.examples.notes, *([f"not read: {'; '.join(skipped)}{more}"] if skipped else [])]
+        return found
+
+
+class _Refused(Exception):
+    """A method, a measure, or one on the other, cannot be done here."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(reason)
+        self.name, self.reason = name, reason
+
+
+def _slug(name: str) -> str:
+    return "".join(char if char.isalnum() or char in "-." else "-" for char in name)[:80]
+
+
+def list_figures(measures: Sequence[str]) -> Iterator[tuple[Measure, str]]:
+    """Every measure with the name of each of its figures."""
+    for name in measures:
+        for figure in MEASURES[name].figures:
+            yield MEASURES[name], figure

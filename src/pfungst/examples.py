@@ -1,0 +1,221 @@
+"""Pictures to judge maps on, batch by batch: from files, tensors or a loader, with labels and masks where known."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfungst.annotations import Annotations, fit_mask, read_annotations
+from pfungst.domains.image import ImageData, Preprocess, load_batch, open_image, read_images
+from pfungst.domains.preprocessing import SIZE_REMEDY
+from pfungst.errors import DataError, ModelError, SettingError
+from pfungst.lrp.streams import batches
+from pfungst.models import LoadedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some pictures: names, inputs (n, C, H, W), labels (n,) (-1 where unknown), and what can draw them."""
+
+    ids: tuple[str, ...]
+    rows: tuple[int, ...]
+    x: Tensor
+    labels: Tensor
+
+
+@dataclass(eq=False)
+class Examples:
+    """Pictures in batches.  ``low``, ``high``: ends of the input's range by channel, (C, 1, 1).
+
+    ``count``: how many there are, None for a loader that does not say.  ``digest``: of what they are.
+    """
+
+    count: int | None
+    low: Tensor
+    high: Tensor
+    digest: str
+    classes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """The pictures, ``size`` at once."""
+        raise NotImplementedError
+
+    def masks(self, batch: Batch, targets: Tensor) -> Tensor | None:
+        """Where the objects of the target classes are, (n, H, W) bool, all False where unknown; None without masks."""
+        return None
+
+    def pixels(self, x: Tensor) -> np.ndarray:
+        """The pictures (n, H, W, 3) in 0 to 1 for the eye."""
+        low, high = self.low.to(x), self.high.to(x)
+        shown = ((x - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+        if shown.shape[1] != 3:
+            shown = shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        return shown.permute(0, 2, 3, 1).float().cpu().numpy()
+
+
+@dataclass(eq=False)
+class Files(Examples):
+    """Pictures on disk, with the model's preprocessing."""
+
+    data: ImageData | None = None
+    preprocess: Preprocess | None = None
+    annotations: Annotations | None = None
+    workers: int = 0
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        assert self.data is not None
+        assert self.preprocess is not None
+        for start in range(0, len(self.data), size):
+            rows = list(range(start, min(start + size, len(self.data))))
+            x, read, skipped = load_batch(self.data, rows, self.preprocess, self.workers)
+            self.skipped.update({self.data.ids[row]: why for row, why in skipped.items()})
+            if read:
+                labels = torch.from_numpy(self.data.labels[read])
+                yield Batch(tuple(self.data.ids[row] for row in read), tuple(read), x, labels)
+
+    def masks(self, batch: Batch, targets: Tensor) -> Tensor | None:
+        if self.annotations is None:
+            return None
+        assert self.data is not None
+        assert self.preprocess is not None
+        found = torch.zeros(len(batch.rows), *batch.x.shape[2:], dtype=torch.bool)
+        for i, row in enumerate(batch.rows):
+            target = int(targets[i])
+            size = open_image(self.data.paths[row]).size
+            name = self.classes[target] if target < len(self.classes) else ""
+            mask = self.annotations.mask(row, (size[1], size[0]), name)
+            if mask is not None:
+                found[i] = fit_mask(mask, self.preprocess)
+        return found
+
+    def pixels(self, x: Tensor) -> np.ndarray:
+        assert self.preprocess is not None
+        return self.preprocess.to_pixels(x).permute(0, 2, 3, 1).cpu().numpy()
+
+
+@dataclass(eq=False)
+class Tensors(Examples):
+    """Tensors, or any loader of x or (x, labels), with masks as a third where there are some."""
+
+    loader: Iterable[Any] = ()
+    given: dict[int, Tensor] = field(default_factory=dict)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        row = 0
+        for x, labels in batches(self.loader, _split, None):
+            labels, masks = labels
+            for start in range(0, len(x), size):
+                part = slice(start, start + size)
+                rows = tuple(range(row, row + len(x[part])))
+                if masks is not None:
+                    self.given = dict(zip(rows, masks[part].bool(), strict=True))
+                known = torch.full((len(rows),), -1) if labels is None else labels[part].long()
+                yield Batch(tuple(map(str, rows)), rows, x[part], known)
+                row += len(rows)
+
+    def masks(self, batch: Batch, targets: Tensor) -> Tensor | None:
+        return torch.stack([self.given[row] for row in batch.rows]) if self.given else None
+
+
+def _split(batch: Any) -> tuple[Any, Any]:
+    """x, and (labels, masks) of a batch; the last two may be missing."""
+    parts = list(batch) if isinstance(batch, list | tuple) else [batch]
+    if not 1 <= len(parts) <= 3 or not isinstance(parts[0], Tensor) or parts[0].dim() != 4:
+        raise DataError(
+            "a batch is not x, (x, labels) or (x, labels, masks)", "x is a tensor (n, channels, height, width)"
+        )
+    parts += [None] * (3 - len(parts))
+    return parts[0], (parts[1], parts[2])
+
+
+def open_files(
+    loaded: LoadedModel,
+    images: str | Path | ImageData,
+    *,
+    masks: str | Path | None = None,
+    objects: list[str] | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    seed: int = 0,
+) -> Files:
+    """Pictures on disk; ``limit`` of them drawn over the classes; ``masks``: see ``annotations``.
+
+    Raises DataError, or ModelError where the model does not say how pictures are prepared.
+    """
+    data = images if isinstance(images, ImageData) else read_images(images, loaded.classes)
+    if limit is not None and limit < len(data):
+        data = data.select(spread_rows(data.labels, limit, seed))
+    preprocess = loaded.preprocess
+    if preprocess is None:
+        raise ModelError("the model does not say how pictures are prepared", SIZE_REMEDY)
+    if preprocess.low is None or preprocess.high is None:
+        first, read, _ = load_batch(data, range(min(len(data), 64)), preprocess)
+        if not read:
+            raise DataError("none of the first pictures can be read", "check the folder")
+        preprocess = preprocess.measured(first.amin((0, 2, 3)), first.amax((0, 2, 3)))
+    assert preprocess.low is not None
+    assert preprocess.high is not None
+    classes = loaded.classes or data.classes
+    notes, annotations = list(data.notes), None
+    if masks is not None:
+        annotations = read_annotations(masks, data).choose(classes, objects)
+        notes += annotations.notes
+    ends = preprocess.low[:, None, None], preprocess.high[:, None, None]
+    return Files(len(data), *ends, data.digest(), tuple(classes), notes, {}, data, preprocess, annotations, workers)
+
+
+def spread_rows(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """``limit`` rows in their order, drawn at random, as evenly from the classes as these allow."""
+    rng = np.random.default_rng(seed)
+    turn = rng.permutation(len(labels))
+    place = np.empty(len(labels), int)
+    for label in np.unique(labels):
+        mine = turn[labels[turn] == label]
+        place[mine] = np.arange(len(mine))
+    chosen: np.ndarray = np.sort(turn[np.argsort(place[turn], kind="stable")][:limit])
+    return chosen
+
+
+def open_tensors(images: Any, *, bounds: tuple[Any, Any] | None = None, limit: int | None = None) -> Tensors:
+    """Tensors x, (x, labels) or (x, labels, masks), or a loader of such batches.
+
+    ``bounds``: (low, high) of the inputs, numbers or by channel; by default the extremes of the tensor, or of a
+    loader's first batch, which a note says.
+    """
+    notes: list[str] = []
+    whole = isinstance(images, Tensor) or (
+        isinstance(images, tuple) and all(isinstance(part, Tensor) or part is None for part in images)
+    )
+    if whole:
+        parts = [images] if isinstance(images, Tensor) else list(images)
+        parts = [part if part is None or limit is None else part[:limit] for part in parts]
+        x, _ = _split(tuple(parts))
+        loader: Iterable[Any] = [tuple(parts)]
+        count: int | None = len(x)
+    else:
+        if limit is not None:
+            raise SettingError("limit with a loader", "give a shorter loader, or tensors")
+        loader = images
+        first = next(iter(loader), None)
+        if first is None:
+            raise DataError("the loader is empty", "give at least one batch")
+        if iter(loader) is loader:
+            raise DataError("the loader is an iterator, which ends after one pass", "give a DataLoader or a list")
+        x, _ = _split(first)
+        dataset: Any = getattr(loader, "dataset", None)
+        count = len(dataset) if hasattr(dataset, "__len__") else None
+        if bounds is None:
+            notes.append("the input's range is that of the loader's first batch: give bounds= to set it")
+    low, high = (x.amin((0, 2, 3)), x.amax((0, 2, 3))) if bounds is None else bounds
+    least, most = (torch.as_tensor(end).float().reshape(-1).expand(x.shape[1])[:, None, None] for end in (low, high))
+    content = np.ascontiguousarray(x.detach().float().cpu().numpy()).tobytes()
+    return Tensors(count, least, most, hashlib.sha256(content).hexdigest(), (), notes, {}, loader)

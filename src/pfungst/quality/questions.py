@@ -1,0 +1,126 @@
+"""What a measure is asked about, and what it answers: a batch of pictures with their maps, one number a picture."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfungst.errors import SettingError
+from pfungst.lrp.modules import as_written
+from pfungst.lrp.targets import check_output, choose_output
+from pfungst.methods import Method
+
+MASKS, METHOD = "masks", "method"
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A batch of pictures, their maps, and whom to ask.
+
+    model       gives outputs (n, classes); logits, or probabilities that sum to 1
+    x, target   inputs (n, C, H, W) and the class of each whose score is explained, (n,)
+    maps        (n, H, W), what is judged
+    method      what made them, for measures that need maps of other pictures, classes or models; None where unknown
+    masks       (n, H, W) bool, where the object is; None where nobody knows
+    low, high   least and greatest input value, by channel (C, 1, 1); by default those of the batch
+    chunk       so many pictures are asked at once
+    """
+
+    model: Callable[[Tensor], Any]
+    x: Tensor
+    target: Tensor
+    maps: Tensor
+    method: Method | None = None
+    masks: Tensor | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        if self.x.dim() != 4 or self.maps.shape != (len(self.x), *self.x.shape[2:]) or len(self.target) != len(self.x):
+            shapes = f"{tuple(self.x.shape)}, {tuple(self.maps.shape)}, {tuple(self.target.shape)}"
+            raise SettingError(f"inputs, maps and targets of shapes {shapes}", "give (n, C, H, W), (n, H, W), (n,)")
+        if self.masks is not None and self.masks.shape != self.maps.shape:
+            raise SettingError(f"masks of shape {tuple(self.masks.shape)}", "give one for each map, of its shape")
+
+    @functools.cached_property
+    def outputs(self) -> Tensor:
+        """The model's outputs for the pictures as they are, (n, classes)."""
+        return ask(self.model, self.x, self.chunk)
+
+    @functools.cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Least and greatest input value by channel, each (C, 1, 1)."""
+        low = self.x.amin((0, 2, 3))[:, None, None] if self.low is None else self.low
+        high = self.x.amax((0, 2, 3))[:, None, None] if self.high is None else self.high
+        return low, high
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One number a picture, (n,), by the name of the figure; NaN where it is not defined.
+
+    ``curves``: what figures were made of, (n, steps), by name, with the share of the picture at each step, (steps,).
+    """
+
+    figures: Mapping[str, Tensor]
+    curves: Mapping[str, Tensor] = field(default_factory=dict)
+    shares: Tensor | None = None
+
+
+@torch.inference_mode()
+def ask(model: Callable[[Tensor], Any], x: Tensor, chunk: int = 64) -> Tensor:
+    """The model's outputs, (n, classes), asked in chunks."""
+    with as_written():
+        parts = [check_output(choose_output(model(part), len(part)), len(part)) for part in x.split(chunk)]
+    output = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if output.dim() != 2:
+        raise SettingError(f"outputs of shape {tuple(output.shape)}", "measures need a classifier: (n, classes)")
+    return output
+
+
+def probabilities(outputs: Tensor) -> Tensor:
+    """Softmax over classes; outputs that are probabilities already stay, and a single one gets a sigmoid."""
+    if outputs.shape[1] == 1:
+        return outputs.sigmoid()
+    ready = bool((outputs >= 0).all()) and bool(((outputs.double().sum(1) - 1).abs() < 1e-3).all())
+    return outputs if ready else outputs.softmax(1)
+
+
+def seeded(x: Tensor, salt: int = 0) -> Iterator[torch.Generator]:
+    """A generator for each picture, from its content and ``salt``: no batch changes what is drawn."""
+    for one in x:
+        content = np.ascontiguousarray(one.detach().float().cpu().numpy()).tobytes()
+        yield torch.Generator().manual_seed(zlib.crc32(content) + (salt << 32))
+
+
+def ranks(values: Tensor) -> Tensor:
+    """The place of each value in its row in ascending order, (n, m); equal values share their mean place."""
+    order = values.argsort(dim=1, stable=True)
+    ordered = values.gather(1, order)
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    group = new.long().cumsum(1) - 1
+    place = torch.arange(values.shape[1], device=values.device, dtype=torch.double).expand_as(values)
+    total = torch.zeros_like(values, dtype=torch.double).scatter_add_(1, group, place)
+    count = torch.zeros_like(total).scatter_add_(1, group, torch.ones_like(total))
+    return torch.empty_like(total).scatter_(1, order, (total / count.clamp(min=1)).gather(1, group))
+
+
+def correlate(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of each row of a with that of b, (n,); NaN where one of them is constant."""
+    a, b = (t.flatten(1).double() - t.flatten(1).double().mean(1, keepdim=True) for t in (a, b))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of each row of a with that of b, (n,); NaN where one of them is zero."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))

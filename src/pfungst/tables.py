@@ -1,0 +1,95 @@
+"""An evaluation as a table: means with bootstrap intervals over pictures, and whether a method beats its controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pfungst.evaluations import Evaluation, list_figures
+from pfungst.quality.measures import Figure
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of one method.
+
+    ``mean`` over the ``n`` pictures that have it, with the ends of its bootstrap interval.
+    ``worse_than``: the controls that it does not beat (paired bootstrap over pictures); None for controls themselves,
+    and for figures of which neither high nor low is better.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    worse_than: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """``cells[method][figure]``; ``figures`` in their order; methods sorted by the first figure, controls last."""
+
+    methods: tuple[str, ...]
+    figures: dict[str, Figure]
+    cells: dict[str, dict[str, Cell]]
+
+
+def tabulate(evaluation: Evaluation, level: float = 0.95, seed: int = 0) -> Table:
+    """The table of an evaluation; the same seed gives the same intervals."""
+    n = len(evaluation.ids)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    figures = {name: measure.figures[name] for measure, name in list_figures(evaluation.measures)}
+    controls = [name for name, kind in evaluation.kinds.items() if kind == "control"]
+    cells: dict[str, dict[str, Cell]] = {}
+    for method, values in evaluation.values.items():
+        cells[method] = {}
+        for name, figure in figures.items():
+            if name not in values:
+                continue
+            own = values[name]
+            low, high = _interval(own, weights, tails)
+            worse = None
+            if figure.better and method not in controls:
+                sign = 1 if figure.better == "high" else -1
+                others = {c: evaluation.values[c][name] for c in controls if name in evaluation.values[c]}
+                gains = {c: _interval(sign * (own - theirs), weights, tails)[0] for c, theirs in others.items()}
+                worse = tuple(control for control, gain in gains.items() if not gain > 0)
+            defined = np.isfinite(own)
+            mean = float(own[defined].mean()) if defined.any() else float("nan")
+            cells[method][name] = Cell(mean, low, high, int(defined.sum()), worse)
+    return Table(_sort(evaluation, figures, cells), figures, cells)
+
+
+def _interval(values: np.ndarray, weights: np.ndarray, tails: list[float]) -> tuple[float, float]:
+    """Ends of the bootstrap interval of the mean over the pictures that have a value."""
+    defined = np.isfinite(values)
+    if not defined.any():
+        return float("nan"), float("nan")
+    count = weights @ defined
+    means = (weights @ np.where(defined, values, 0))[count > 0] / count[count > 0]
+    low, high = np.quantile(means, tails)
+    return float(low), float(high)
+
+
+def _sort(evaluation: Evaluation, figures: dict[str, Figure], cells: dict[str, dict[str, Cell]]) -> tuple[str, ...]:
+    first = next((name for name, figure in figures.items() if figure.better), None)
+
+    def key(method: str) -> tuple[bool, float]:
+        cell = cells[method].get(first) if first is not None else None
+        mean = cell.mean if cell is not None and np.isfinite(cell.mean) else -np.inf
+        return evaluation.kinds[method] == "control", -mean if first and figures[first].better == "high" else mean
+
+    return tuple(sorted(cells, key=key))
+
+
+def write_number(value: float) -> str:
+    """A mean as tables show it: three significant digits, "-" for what is not defined."""
+    if not np.isfinite(value):
+        return "-"
+    if value and (abs(value) >= 1e4 or abs(value) < 1e-3):
+        return f"{value:.1e}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
