@@ -32,9 +32,9 @@ methods
 annotations
 examples
 quality
-evaluations
 tables
 sheets
+evaluations
 explanations
 vectors
 imports

@@ -13,7 +13,8 @@ import inspect
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ from pfungst.examples import Batch, Examples, open_files, open_tensors
 from pfungst.lrp import Preset
 from pfungst.methods import CONTROLS, Method, make_method, wrap_method
 from pfungst.models import LoadedModel, load_model
-from pfungst.quality.measures import DEFAULT, MEASURES, Measure, choose_measures
+from pfungst.quality.measures import DEFAULT, Measure, choose_measures
 from pfungst.quality.questions import MASKS, METHOD, Question, Scores
+from pfungst.sheets import write_evaluation, write_fragment
 from pfungst.store import Run, writing
+from pfungst.tables import Scored, Table, tabulate
+from pfungst.weights import digest_module
 
 METHODS = ("auto", "epsilon", "gradient", "gradient-x-input", "guided-backprop", "grad-cam", "integrated-gradients")
 EXAMPLES = 6  # pictures whose maps are kept to be looked at
@@ -47,36 +51,18 @@ class Part:
     seconds: float  # for one map
 
 
-@dataclass
-class Evaluation:
-    """Scores of every picture, by method and figure; ``tables.py`` sums them up, ``sheets.py`` shows them.
+class Evaluation(Scored):
+    """What ``evaluate`` returns: the scores, and ways to look at them."""
 
-    ids       of the pictures, (n,)
-    values    values[method][figure] is (n,) float64, NaN where not defined
-    curves    curves[method][measure][title] is (n, steps); shares[measure] is (steps,)
-    kinds     preset, baseline, control or own, by method
-    seconds   for one map of each method, on this machine
-    left_out  methods and measures that could not be done, with the reason
-    pictures  some pictures (k, H, W, 3) in 0 to 1, ``maps[method]`` (k, H, W) their maps, ``shown`` their names
-    """
+    def table(self) -> Table:
+        """Means with intervals, and which methods do not beat their controls."""
+        return tabulate(self)
 
-    ids: list[str] = field(default_factory=list)
-    values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    curves: dict[str, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict)
-    shares: dict[str, np.ndarray] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    measures: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
-    pictures: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3)))
-    maps: dict[str, np.ndarray] = field(default_factory=dict)
-    shown: list[str] = field(default_factory=list)
+    def write(self, out: str | Path) -> Path:
+        """Write evaluation.html (whose path is returned), evaluation.json, table.csv and pictures.csv into a folder."""
+        return write_evaluation(self, out)
 
     def _repr_html_(self) -> str:
-        from pfungst.sheets import write_fragment
-
         return write_fragment(self)
 
 
@@ -121,7 +107,7 @@ def evaluate(
     if isinstance(model, nn.Module) and not isinstance(images, str | Path):
         if any(value is not None for value in model_options.values()):
             raise SettingError(f"{', '.join(model_options)} for tensors", "prepare the tensors as the model needs them")
-        loaded = load_model(model, device=device)
+        loaded = _wrap_module(model)
     else:
         loaded = model if isinstance(model, LoadedModel) else load_model(model, device=device, **model_options)
     if isinstance(images, str | Path):
@@ -141,6 +127,13 @@ def evaluate(
         target, batch_size, chunk, torch.device(device), None if out is None else Run(out), progress or _silent,
     )  # fmt: skip
     return work.do({"target": target, "limit": limit, "seed": seed, "batch_size": batch_size})
+
+
+def _wrap_module(module: nn.Module) -> LoadedModel:
+    """A module that is asked with tensors, which need no preparation."""
+    if module.training:
+        raise ModelError("the model is in training mode", "call model.eval() first")
+    return LoadedModel(module, type(module).__name__, None, None, digest_module(module))
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -328,7 +321,7 @@ class _Work:
         try:
             with np.load(self.run.path / name, allow_pickle=False) as file:
                 content = {key: file[key] for key in file.files}
-        except (OSError, ValueError):  # torn by a disk that lost power: done again
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # torn by a disk that lost power: done again
             return None
         figures = {key[2:]: value for key, value in content.items() if key.startswith("f/")}
         curves = {key[2:]: value for key, value in content.items() if key.startswith("c/")}
@@ -388,10 +381,3 @@ class _Refused(Exception):
 
 def _slug(name: str) -> str:
     return "".join(char if char.isalnum() or char in "-." else "-" for char in name)[:80]
-
-
-def list_figures(measures: Sequence[str]) -> Iterator[tuple[Measure, str]]:
-    """Every measure with the name of each of its figures."""
-    for name in measures:
-        for figure in MEASURES[name].figures:
-            yield MEASURES[name], figure
