@@ -65,8 +65,8 @@ def draw(example: np.ndarray, maps: dict[str, np.ndarray], shares: dict[str, np.
     colours = dict(zip(TRAINED, (GROUPS[1], GROUPS[0], GROUPS[2]), strict=True))
     for axis, (kind, (name, _)) in zip(axes[1:], TRAINED.items(), strict=False):
         show(axis, maps[kind][0])
-        words = name.replace(" on half", "\non half") if "half" in name else f"{name.split()[0]} {name[7:]}\n"
-        axis.set_title(f"{words.strip()}\n{shares[kind][0]:.0%} on it", color=colours[kind])
+        words = name.replace(" on half", "\non half")
+        axis.set_title(f"{words}\n{shares[kind][0]:.0%} on it", color=colours[kind])
     for axis in axes[:4]:
         axis.add_patch(plt.Rectangle((-0.5, -0.5), 7.5, 7.5, fill=False, color="#0b7a3b", lw=1.2))
     edges = np.linspace(0, 1, 41)
@@ -76,7 +76,8 @@ def draw(example: np.ndarray, maps: dict[str, np.ndarray], shares: dict[str, np.
     axes[4].set_xlabel("positive relevance on the square\n(dotted: its share of the patch)")
     axes[4].set_ylabel("patches")
     axes[4].set_yscale("log")
-    axes[4].legend(frameon=False, fontsize=9)
+    axes[4].set_ylim(top=6 * len(shares["planted"]) ** 1.3)  # room for the legend
+    axes[4].legend(frameon=False, fontsize=9, loc="upper center")
     figure.tight_layout()
     return figure
 

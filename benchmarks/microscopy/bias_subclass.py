@@ -59,15 +59,13 @@ def draw(pictures: list[Picture], maps: dict[str, list[np.ndarray]], cells: dict
         axis.contour(picture.mask("platelet"), [0.5], colors="#0b7a3b", linewidths=1.3)
     boxes = [cells[trained][kind][:, 0] for kind in KINDS for trained in TRAINED]
     drawn = axes[3].boxplot(boxes, positions=[0, 0.8, 2.2, 3, 4.4, 5.2], widths=0.6, patch_artist=True,
-                            flierprops={"markersize": 2, "markeredgecolor": "#8a939b"},
-                            medianprops={"color": "black"})  # fmt: skip
+                            whis=(5, 95), showfliers=False, medianprops={"color": "black"})  # fmt: skip
     for number, box in enumerate(drawn["boxes"]):
         box.set_facecolor((GROUPS[1], GROUPS[0])[number % 2])
         box.set_alpha(0.55)
     axes[3].set_xticks([0.4, 2.6, 4.8], ["platelets", "red cells", "white cells"])
     axes[3].set_ylabel("positive relevance\n(a white cell's median is 1)")
-    axes[3].set_ylim(-0.1, 2.6)
-    axes[3].legend(drawn["boxes"][:2], TRAINED.values(), frameon=False, fontsize=9, loc="upper left")
+    axes[3].legend(drawn["boxes"][:2], TRAINED.values(), frameon=False, fontsize=9, loc="upper right")
     figure.tight_layout()
     return figure
 
