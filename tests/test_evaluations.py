@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor, nn
 
+from pfungst import audit
 from pfungst.cli import cli
 from pfungst.errors import DataError, ModelError, RunError, SettingError
 from pfungst.evaluations import evaluate
@@ -177,7 +178,7 @@ def test_what_cannot_be_done_is_left_out_with_its_reason(model: nn.Module) -> No
     assert found.measures == ["srg"]
     assert "epsilon" in found.values
     own = judge(model, methods={"mine": lambda x, target: x}, measures=["randomisation", "complexity"])
-    assert "other models" in own.left_out["mine: randomisation"]
+    assert "not just maps" in own.left_out["mine: randomisation"]
     assert "entropy" in own.values["mine"]
     assert "alike_whole" not in own.values["mine"]
 
@@ -208,6 +209,11 @@ def test_what_is_asked_wrongly_is_said(model: nn.Module) -> None:
         judge(model, iter([pictures()]))
     with pytest.raises(SettingError, match="no method 'lime'"):
         judge(model, methods=["lime"])
+
+
+def test_what_a_method_chose_is_told(model: nn.Module) -> None:
+    found = judge(model, methods=["grad-cam"], measures=["complexity"])
+    assert found.notes == ["grad-cam looks at layer look: 2 channels of 16 x 16"]
 
 
 def test_rows_are_drawn_from_all_classes() -> None:
@@ -274,3 +280,35 @@ def test_the_command(tmp_path: Path) -> None:
     assert content["n"] == 8
     assert content["table"][0]["figures"]["mass"]["mean"] > 0.9
     assert set(content["measures"]) >= {"srg", "localisation"}
+
+
+def test_maps_made_elsewhere_are_judged_beside(tmp_path: Path, model: nn.Module) -> None:
+    x, _, _ = pictures(8)
+    (tmp_path / "images").mkdir()
+    for i, one in enumerate(x):
+        pixels = (one.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"p{i}.png")
+    stored = torch.as_tensor(np.stack([np.asarray(Image.open(tmp_path / "images" / f"p{i}.png")) for i in range(8)]))
+    shown = stored.permute(0, 3, 1, 2).float() / 255
+    maps = make_method("gradient-x-input", model)(shown, model(shown).argmax(1))
+    np.savez(tmp_path / "captum.npz", maps=maps.numpy())
+    found = evaluate(
+        model, tmp_path / "images", methods=["gradient-x-input"], measures=["srg", "class-sensitivity"],
+        relevance=[tmp_path / "captum.npz"], size=16, mean=(0, 0, 0), std=(1, 1, 1),
+    )  # fmt: skip
+    np.testing.assert_allclose(found.values["captum"]["srg"], found.values["gradient-x-input"]["srg"], atol=1e-6)
+    assert "not just maps" in found.left_out["captum: class-sensitivity"]
+
+
+def test_a_finished_run_brings_its_pictures_preset_and_maps(finished: Path, small: Any, tmp_path: Path) -> None:
+    found = evaluate(finished, methods=["gradient"], measures=["complexity", "conservation"])
+    assert len(found.ids) == 80
+    assert found.about["target"] == "label"
+    run = audit(small.model, small.photos, out=tmp_path / "run", **small.settings, full_maps=True, limit=16).run.path
+    kept = evaluate(run, measures=["complexity", "conservation", "robustness"], methods=["auto"])
+    assert len(kept.ids) == 16
+    assert kept.kinds["run"] == "own"
+    np.testing.assert_allclose(kept.values["run"]["entropy"], kept.values["auto"]["entropy"], rtol=1e-4)
+    assert "not just maps" in kept.left_out["run: robustness"]
+    with pytest.raises(SettingError, match="no images"):
+        evaluate(small.model)

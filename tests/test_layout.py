@@ -34,7 +34,6 @@ examples
 quality
 tables
 sheets
-evaluations
 explanations
 vectors
 imports
@@ -59,6 +58,7 @@ comparisons
 placements
 pipeline explain
 runs
+evaluations
 plot widget viewer
 demo
 terminal

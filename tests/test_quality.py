@@ -17,7 +17,7 @@ from pfungst.quality import pixel_flipping
 from pfungst.quality.localisation import area_under_roc
 from pfungst.quality.measures import MEASURES, choose_measures
 from pfungst.quality.pixel_flipping import aopc, area, flip
-from pfungst.quality.questions import Question, correlate, probabilities, ranks
+from pfungst.quality.questions import Question, correlate, probabilities, ranks, seeded
 from pfungst.quality.randomisation import randomise
 
 
@@ -72,6 +72,26 @@ def test_a_flipped_picture_is_all_replaced_and_orders_meet_there() -> None:
     for order in ("most", "least"):
         torch.testing.assert_close(curves.probability[order][:, -1], whole)
         torch.testing.assert_close(curves.probability[order][:, 0], probabilities(q.outputs)[torch.arange(3), q.target])
+
+
+class Viewing(nn.Module):
+    """Cannot take inputs whose channels lie last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.view(-1).view(x.shape))
+
+
+def test_the_layout_in_memory_changes_no_score() -> None:
+    q, viewing = ask_about(), ask_about(model=Viewing().eval())
+    assert q.layout == torch.channels_last
+    assert viewing.layout == torch.contiguous_format
+    viewing = Question(Viewing().eval(), q.x, q.target, q.maps)
+    one, two = (flip(asked, region=5, steps=4, fill="zero").probability["most"] for asked in (q, viewing))
+    torch.testing.assert_close(one, two, rtol=1e-10, atol=0)
 
 
 def test_aopc_and_areas_by_hand() -> None:
@@ -232,6 +252,16 @@ def test_auc_is_scikit_learns_with_ties() -> None:
     np.testing.assert_allclose(area_under_roc(values, positive).numpy(), wanted)
 
 
+def test_every_draw_is_another_one() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    drawn = [torch.rand(5, generator=g) for salt in (0, 1, 2) for g in seeded(x, salt)]
+    assert len({tuple(one.tolist()) for one in drawn}) == 6
+    q = ask_about()
+    method = make_method("gradient", q.model)
+    found = MEASURES["robustness"](Question(q.model, q.x, q.target, method(q.x, q.target), method)).figures
+    assert bool((found["max_sensitivity"] > found["mean_sensitivity"]).all())
+
+
 def test_ranks_and_correlation() -> None:
     assert ranks(torch.tensor([[3.0, 1.0, 3.0, 2.0]])).tolist() == [[2.5, 0.0, 2.5, 1.0]]
     a, b = torch.randn(2, 50), torch.randn(2, 50)
@@ -306,10 +336,14 @@ def test_conservation_of_lrp_and_of_nothing() -> None:
     model = model.double().eval()
     x = torch.randn(2, 3, 8, 8, dtype=torch.double)
     target = torch.tensor([0, 2])
-    for name, most in (("gradient-x-input", 1e-6), ("centre-gaussian", None)):
-        maps = make_method(name, model)(x, target)
-        leak = MEASURES["conservation"](Question(model, x, target, maps)).figures["leak"]
-        assert (float(leak.max()) < most) if most is not None else (float(leak.min()) > 1e-3)
+    method = make_method("gradient-x-input", model)
+    maps = method(x, target)
+    assert float(MEASURES["conservation"](Question(model, x, target, maps, method)).figures["leak"].max()) < 1e-6
+    half = MEASURES["conservation"](Question(model, x, target, maps / 2)).figures
+    np.testing.assert_allclose(half["leak"].numpy(), 0.5, rtol=1e-6)
+    control = make_method("centre-gaussian", model)
+    none = MEASURES["conservation"](Question(model, x, target, control(x, target), control)).figures
+    assert all(bool(values.isnan().all()) for values in none.values())
 
 
 def test_figures_are_in_the_table_and_nothing_else() -> None:

@@ -15,6 +15,7 @@ import json
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pfungst.domains.image import ImageData
 from pfungst.errors import DataError, ModelError, PfungstError, RunError, SettingError, first_line
-from pfungst.examples import Batch, Examples, open_files, open_tensors
+from pfungst.examples import Batch, Examples, Files, open_files, open_tensors
+from pfungst.imports import open_relevance
 from pfungst.lrp import Preset
-from pfungst.methods import CONTROLS, Method, make_method, wrap_method
+from pfungst.maps import Subject
+from pfungst.methods import CONTROLS, Method, check_maps, make_method, stored_method, wrap_method
 from pfungst.models import LoadedModel, load_model
 from pfungst.quality.measures import DEFAULT, Measure, choose_measures
 from pfungst.quality.questions import MASKS, METHOD, Question, Scores
+from pfungst.runs import reopen
 from pfungst.sheets import write_evaluation, write_fragment
 from pfungst.store import Run, writing
 from pfungst.tables import Scored, Table, tabulate
@@ -67,14 +72,15 @@ class Evaluation(Scored):
 
 
 def evaluate(
-    model: str | nn.Module | LoadedModel,
-    images: Any,
+    model: str | Path | nn.Module | LoadedModel,
+    images: Any = None,
     *,
     methods: Sequence[str | Preset | Method] | Mapping[str, Any] | None = None,
     measures: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     masks: str | Path | None = None,
     objects: Sequence[str] | None = None,
-    target: str = "predicted",
+    relevance: Sequence[str | Path] = (),
+    target: str | None = None,
     limit: int | None = None,
     batch_size: int = 16,
     chunk: int = 64,
@@ -88,13 +94,16 @@ def evaluate(
 ) -> Evaluation:
     """Judge ways to explain a model on pictures.
 
+    model     as for an audit; or the folder of a finished run, which brings its pictures, preset and target, and its
+              maps where it kept them (``--full-maps``, ``--relevance``)
     images    a folder, manifest or picture; tensors x, (x, labels) or (x, labels, masks); or a loader of such batches
     methods   names (``methods.METHODS``), presets or ``Method`` objects; or a mapping from names to functions of inputs
               and targets that give maps.  Controls are added
     measures  names (``quality.measures.MEASURES``), or a mapping from names to options, e.g. {"srg": {"fill": "blur"}};
               by default those that are cheap, and localisation where there are masks
     masks     a folder of masks, COCO, YOLO or VOC annotations of the pictures; ``objects``: only these categories
-    target    whose score is explained: ``predicted`` or ``label``
+    relevance files of maps of these pictures that were made elsewhere (see ``imports.py``), judged beside the methods
+    target    whose score is explained: ``predicted`` (default) or ``label``
     limit     at most so many pictures, drawn over the classes with ``seed``
     chunk     pictures the model is asked at once by flipping
     out       a folder for what is finished, so that the same call goes on; nothing is kept without it
@@ -102,31 +111,66 @@ def evaluate(
     Raises SettingError, DataError, ModelError or RunError.  A method that fails for this model is left out, with the
     reason, in ``Evaluation.left_out``.
     """
-    if target not in TARGETS:
+    if target is not None and target not in TARGETS:
         raise SettingError(f"target is {target!r}", f"it is one of {', '.join(TARGETS)}")
-    if isinstance(model, nn.Module) and not isinstance(images, str | Path):
+    kept: list[Method] = []
+    if images is None:
+        subject, kept = _read_run(model, device)
+        model, images, target = subject.model, subject.data, target or subject.mode
+        if methods is None:
+            methods = (subject.lrp.preset, *METHODS[1:])
+    target = target or "predicted"
+    if isinstance(model, nn.Module) and not isinstance(images, str | Path | ImageData):
         if any(value is not None for value in model_options.values()):
             raise SettingError(f"{', '.join(model_options)} for tensors", "prepare the tensors as the model needs them")
         loaded = _wrap_module(model)
     else:
-        loaded = model if isinstance(model, LoadedModel) else load_model(model, device=device, **model_options)
-    if isinstance(images, str | Path):
+        spec = str(model) if isinstance(model, Path) else model
+        loaded = spec if isinstance(spec, LoadedModel) else load_model(spec, device=device, **model_options)
+    if isinstance(images, str | Path | ImageData):
         examples: Examples = open_files(
             loaded, images, masks=masks, objects=list(objects or ()), limit=limit, workers=workers, seed=seed
         )
-    elif masks is not None:
-        raise SettingError("masks as files for pictures as tensors", "give (x, labels, masks)")
+    elif masks is not None or relevance:
+        raise SettingError("masks or maps as files for pictures as tensors", "give (x, labels, masks), methods={...}")
     else:
         examples = open_tensors(images, bounds=bounds, limit=limit)
     options = dict(measures) if isinstance(measures, Mapping) else {}
     _check_options(options)
     names = DEFAULT + (("localisation",) if masks is not None else ()) if measures is None else tuple(measures)
-    chosen = _choose_methods(METHODS if methods is None else methods, loaded.module, examples, device)
+    kept += [_open_maps(path, examples) for path in relevance]
+    chosen = _choose_methods(METHODS if methods is None else methods, kept, loaded.module, examples, device)
     work = _Work(
         loaded, examples, chosen, choose_measures(names), options,
         target, batch_size, chunk, torch.device(device), None if out is None else Run(out), progress or _silent,
     )  # fmt: skip
     return work.do({"target": target, "limit": limit, "seed": seed, "batch_size": batch_size})
+
+
+def _read_run(path: Any, device: str) -> tuple[Subject, list[Method]]:
+    """What a finished run was about, and the maps that it kept."""
+    if not isinstance(path, str | Path) or not (Path(path) / "run.json").exists():
+        raise SettingError("no images", "give a folder of images, tensors or a loader; or the folder of a finished run")
+    subject, run = reopen(path, device=device).subject, Run(path)
+    if subject.settings.full_maps:
+
+        def read(rows: Sequence[int]) -> Tensor:
+            return torch.from_numpy(run.read_array("relevance", np.asarray(rows)))
+
+        return subject, [stored_method("run", read)]
+    if subject.given is not None:
+        given, size = subject.given, subject.preprocess.size
+        return subject, [stored_method("run", lambda rows: given.read_pixels(np.asarray(rows), size))]
+    return subject, []
+
+
+def _open_maps(path: str | Path, examples: Examples) -> Method:
+    assert isinstance(examples, Files)
+    assert examples.data is not None
+    given, size = open_relevance(path, examples.data.ids), tuple(examples.preprocess.size)  # type: ignore[union-attr]
+    kept = Path(path).stat() if Path(path).exists() else None
+    token = "" if kept is None else f"{kept.st_size} {kept.st_mtime_ns}"
+    return stored_method(Path(path).stem, lambda rows: given.read_pixels(np.asarray(rows), (size[0], size[1])), token)
 
 
 def _wrap_module(module: nn.Module) -> LoadedModel:
@@ -148,13 +192,13 @@ def _check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
             raise SettingError(f"{measure.name} has no option {unknown[0]!r}", f"it has {', '.join(known) or 'none'}")
 
 
-def _choose_methods(given: Any, model: nn.Module, examples: Examples, device: str) -> list[Method]:
+def _choose_methods(given: Any, kept: list[Method], model: nn.Module, examples: Examples, device: str) -> list[Method]:
     bounds = (examples.low[None].to(device), examples.high[None].to(device))
     if isinstance(given, Mapping):
         chosen = [wrap_method(name, function) for name, function in given.items()]
     else:
         chosen = [one if isinstance(one, Method) else make_method(one, model, bounds=bounds) for one in given]
-    chosen += [make_method(name, model) for name in CONTROLS]
+    chosen += kept + [make_method(name, model) for name in CONTROLS]
     return list({one.name: one for one in chosen}.values())
 
 
@@ -177,6 +221,7 @@ class _Work:
     parts: dict[tuple[str, str], list[Part]] = field(default_factory=dict)
     maps: dict[str, list[np.ndarray]] = field(default_factory=dict)
     seconds: float = 0.0  # that the last map took
+    seen: int = 0  # pictures that are done
 
     def do(self, settings: Mapping[str, Any]) -> Evaluation:
         count = self.examples.count
@@ -189,19 +234,25 @@ class _Work:
         found = Evaluation(about={**about, "methods": [m.name for m in self.methods]})
         shown = set(np.linspace(0, (count or 1) - 1, min(EXAMPLES, count or 1)).round().astype(int).tolist())
         pictures: list[np.ndarray] = []
-        done = 0
         batches = self.examples.batches(self.batch_size)
         for number, batch in enumerate(batches):
+            if number == 0:
+                self.tell_choices(batch.x.to(self.device))
             keep = [i for i, row in enumerate(batch.rows) if row in shown]
             self.judge(number, batch, keep)
             found.ids += batch.ids
             pictures += list(self.examples.pixels(batch.x[keep])) if keep else []
             found.shown += [batch.ids[i] for i in keep]
-            done += len(batch.ids)
-            self.progress("evaluating", done, max(done, count or done))
         if not found.ids:
             raise DataError("none of the pictures can be read", "check the folder")
         return self.collect(found, pictures)
+
+    def tell_choices(self, x: Tensor) -> None:
+        """Note what methods chose for themselves."""
+        for method in self.methods:
+            if method.about is not None:
+                with suppress(PfungstError, RuntimeError):  # of which its maps will tell
+                    self.examples.notes.append(method.about(x))
 
     def begin(self, about: Mapping[str, Any]) -> None:
         """Make sure that the folder's parts are of this model and these pictures."""
@@ -228,7 +279,9 @@ class _Work:
         base = Question(self.loaded.module, x, torch.zeros(len(x)).long().to(self.device), x[:, 0], chunk=self.chunk)
         target = self.choose_target(base, batch)
         masks = self.examples.masks(batch, target.cpu())
-        for method in self.methods:
+        total = len(self.methods) * max(self.examples.count or 0, self.seen + len(batch.ids))
+        for place, method in enumerate(self.methods):
+            self.progress("evaluating", len(self.methods) * self.seen + place * len(batch.ids), total)
             if method.name in self.left_out:
                 continue
             question: Question | None = None
@@ -240,7 +293,7 @@ class _Work:
                 try:
                     if part is None:
                         if question is None:
-                            question = self.explain(method, base, target, masks, keep)
+                            question = self.explain(method, base, batch.rows, target, masks, keep)
                         part = self.score(measure, question)
                         self.write(name, part)
                 except _Refused as refused:
@@ -250,7 +303,10 @@ class _Work:
                     continue
                 self.parts.setdefault((method.name, measure.name), []).append(part)
             if method.name not in self.left_out and keep and question is None:
-                self.explain(method, base, target, masks, keep)  # its scores were there, its pictures are needed
+                with suppress(_Refused):  # its scores were there, its maps are to be looked at
+                    self.explain(method, base, batch.rows, target, masks, keep)
+        self.seen += len(batch.ids)
+        self.progress("evaluating", len(self.methods) * self.seen, max(total, len(self.methods) * self.seen))
 
     def choose_target(self, base: Question, batch: Batch) -> Tensor:
         outputs = base.outputs
@@ -267,12 +323,15 @@ class _Work:
         return batch.labels.to(self.device)
 
     def explain(
-        self, method: Method, base: Question, target: Tensor, masks: Tensor | None, keep: list[int]
+        self, method: Method, base: Question, rows: Sequence[int], target: Tensor, masks: Tensor | None, keep: list[int]
     ) -> Question:
         """The method's maps as a question; they are timed, and those of the examples kept."""
         start = time.perf_counter()
         try:
-            maps = method(base.x, target)
+            if method.stored is None:
+                maps = method(base.x, target)
+            else:
+                maps = check_maps(method.stored(rows), base.x, method.name)
         except (PfungstError, RuntimeError, NotImplementedError) as error:
             raise _Refused(method.name, first_line(error)) from error
         if self.device.type == "cuda":
@@ -284,15 +343,16 @@ class _Work:
             base.model, base.x, target, maps, method, None if masks is None else masks.to(self.device),
             self.examples.low.to(self.device), self.examples.high.to(self.device), self.chunk,
         )  # fmt: skip
-        asked.__dict__["outputs"] = base.outputs  # asked once for all methods
+        asked.__dict__.update(outputs=base.outputs, layout=base.layout)  # found out once for all methods
         return asked
 
     def score(self, measure: Measure, question: Question) -> Part:
         if MASKS in measure.needs and question.masks is None:
             raise _Refused(measure.name, "needs masks: give --masks")
         assert question.method is not None
-        if METHOD in measure.needs and question.method.make is None and measure.name == "randomisation":
-            raise _Refused(f"{question.method.name}: {measure.name}", "needs the method for other models")
+        alone = question.method.make is None and measure.name == "randomisation"
+        if METHOD in measure.needs and (alone or question.method.stored is not None):
+            raise _Refused(f"{question.method.name}: {measure.name}", "needs the method itself, not just maps")
         broken = ~torch.isfinite(question.maps).flatten(1).all(1)
         maps = question.maps.nan_to_num(0, 0, 0)
         asked = question
@@ -311,8 +371,8 @@ class _Work:
     def digest(self, method: Method, measure: Measure) -> str:
         """Of what decides a part beside the folder's identity: the options, and a preset's rules."""
         explain: Any = method.explain
-        rules = explain.lrp.preset.describe() if hasattr(explain, "lrp") else repr(getattr(explain, "keywords", ""))
-        text = json.dumps([dict(self.options.get(measure.name, {})), rules], default=str, sort_keys=True)
+        rules = explain.lrp.preset.describe() if hasattr(explain, "lrp") else getattr(explain, "keywords", "")
+        text = json.dumps([dict(self.options.get(measure.name, {})), rules, method.token], default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def read(self, name: str) -> Part | None:

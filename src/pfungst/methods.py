@@ -8,7 +8,7 @@ beside them: ``wrap_method``.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,22 +25,27 @@ Explain = Callable[[Any, Tensor, Target], Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a method explains, and what it costs: ``passes`` through the model a picture (a backward pass is one)."""
+    """How a method explains, and what it costs: ``passes`` through the model a picture (a backward pass is one).
+
+    ``adds_up``: its map is meant to sum to the score.  ``about``: says of a model and inputs what it chose for itself.
+    """
 
     explain: Explain
     passes: str
+    adds_up: bool = False
+    about: Callable[..., str] | None = None
 
 
 BASELINES: dict[str, Recipe] = {
     "gradient": Recipe(baselines.gradient, "2"),
-    "gradient-x-input": Recipe(baselines.gradient_x_input, "2"),
+    "gradient-x-input": Recipe(baselines.gradient_x_input, "2", True),
     "guided-backprop": Recipe(baselines.guided_backprop, "2"),
     "deconvnet": Recipe(baselines.deconvnet, "2"),
-    "grad-cam": Recipe(baselines.grad_cam, "2"),
-    "integrated-gradients": Recipe(baselines.integrated_gradients, "100"),
+    "grad-cam": Recipe(baselines.grad_cam, "2", about=baselines.tell_layer),
+    "integrated-gradients": Recipe(baselines.integrated_gradients, "100", True),
     "smoothgrad": Recipe(baselines.smoothgrad, "50"),
     "occlusion": Recipe(baselines.occlusion, "170"),
-    "deeplift": Recipe(baselines.deeplift, "4"),
+    "deeplift": Recipe(baselines.deeplift, "4", True),
 }
 CONTROLS: dict[str, Recipe] = {
     "random": Recipe(baselines.random_map, "0"),
@@ -57,6 +62,10 @@ class Method:
     ``kind``: preset, baseline, control (a map that knows nothing of the model), or own.
     ``make``: the same method for another model, None where nobody can say (measures that need it leave it out).
     ``passes``: through the model for one picture, in words.
+    ``stored``: reads the maps (n, H, W) of pictures by their rows, for maps that were made before; ``explain`` then
+    raises, and measures that need maps of other pictures, classes or models leave the method out.  ``token``: what
+    tells them from other maps of that name.  ``adds_up``: the map is meant to sum to the score.
+    ``about``: says of inputs what the method chose for itself, for people; None where it chooses nothing.
     """
 
     name: str
@@ -64,6 +73,10 @@ class Method:
     explain: Callable[[Tensor, Target], Tensor]
     passes: str = ""
     make: Callable[[Any], Callable[[Tensor, Target], Tensor]] | None = None
+    stored: Callable[[Sequence[int]], Tensor] | None = None
+    token: str = ""
+    adds_up: bool = True
+    about: Callable[[Tensor], str] | None = None
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         return check_maps(self.explain(x, target), x, self.name)
@@ -82,6 +95,7 @@ def make_method(which: str | Preset, model: Any, *, bounds: Any = None, **option
     """
     if isinstance(which, Preset) or which in PRESETS:
         name, kind, passes = which if isinstance(which, str) else which.name, "preset", "3 to 5"
+        adds_up, about = True, None
 
         def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
             return _Relevance(LRP(model, which, bounds=bounds, **options))
@@ -91,13 +105,14 @@ def make_method(which: str | Preset, model: Any, *, bounds: Any = None, **option
         if which not in known:
             raise SettingError(f"there is no method {which!r}", f"the methods are {', '.join(METHODS)}")
         recipe = known[which]
-        name, passes = which, recipe.passes
+        name, passes, adds_up = which, recipe.passes, recipe.adds_up
         kind = "control" if which in CONTROLS else "baseline"
+        about = None if recipe.about is None else functools.partial(recipe.about, model, **options)
 
         def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
             return functools.partial(recipe.explain, model, **options)
 
-    return Method(name, kind, make(model), passes, make)
+    return Method(name, kind, make(model), passes, make, adds_up=adds_up, about=about)
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,15 @@ def wrap_method(name: str, explain: Callable[[Tensor, Any], Any]) -> Method:
         return torch.as_tensor(explain(x, target))
 
     return Method(name, "own", explain_tensor, "unknown")
+
+
+def stored_method(name: str, read: Callable[[Sequence[int]], Tensor], token: str = "") -> Method:
+    """Maps that were made before, read by the rows of their pictures."""
+
+    def explain(x: Tensor, target: Target) -> Tensor:
+        raise SettingError(f"{name} is maps of certain pictures", "give a method for other ones")
+
+    return Method(name, "own", explain, "0", stored=read, token=token)
 
 
 def check_maps(maps: Tensor, x: Tensor, name: str) -> Tensor:
