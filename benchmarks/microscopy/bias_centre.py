@@ -7,8 +7,8 @@ Planted: all training patches of tissue have nuclei, and a patch is "nucleus" if
 patches from the same pictures, labelled by whether there is a nucleus anywhere in them.  Seen: positive relevance on
 the same held-out patches, which have a nucleus in the middle and others around it, so that both networks see their
 class: how it is shared among nuclei by distance from the middle, and its centre of mass.  Tests compare pictures, not
-patches.  (Of patches that a network does not take for the class a share of positive relevance says little: there is
-hardly any, and it lies at the corners, where the network sees the padding.)
+patches.  (With patches from anywhere, many of them not of the first network's class, its positive relevance lay mostly
+in two corners: a share of what there is says little where nothing speaks for the class.)
 """
 
 from __future__ import annotations
