@@ -119,7 +119,7 @@ def write_number(value: float) -> str:
     """A mean as tables show it: three significant digits, "-" for what is not defined."""
     if not np.isfinite(value):
         return "-"
-    if value and (abs(value) >= 1e4 or abs(value) < 1e-3):
+    if abs(value) >= 1e4 or 1e-12 < abs(value) < 1e-3:
         return f"{value:.1e}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
 
