@@ -68,8 +68,8 @@ __main__
 # The same inside folders, from what knows least to what knows most.
 INSIDE = {
     "lrp": "operators targets | modules | tokens | plan functions calls marks | samples rules | unbiased | gradients"
-    " presets pools | cells | interception | handlers | even | products | nodes | norms | recurrent | results places"
-    " | inputs streams | traces | engine | concepts adapters",
+    " presets pools | preset_files cells | interception | handlers | even | products | nodes | norms | recurrent"
+    " | results places | inputs streams | traces | engine | concepts adapters",
     "viewer": "access calls opened lassos | jobs columns selections downloads laboratory comparison | layouts own"
     " | planes | server",
     "quality": "questions | pixel_flipping localisation complexity robustness class_sensitivity conservation"

@@ -56,7 +56,9 @@ def _option(row: dataclasses.Field[Any]) -> dict[str, Any]:
     if isinstance(row.default, bool):
         return {"is_flag": True, "default": row.default, "help": meta["help"]}
     kind: Any = str
-    if meta["choices"]:
+    if meta["files"]:
+        kind = _ChoiceOrFile(list(meta["choices"]))
+    elif meta["choices"]:
         kind = click.Choice(list(meta["choices"]))
     elif str(row.type).startswith("int"):
         kind = int
@@ -66,6 +68,16 @@ def _option(row: dataclasses.Field[Any]) -> dict[str, Any]:
         kind = _Numbers()
     told = {"show_default": True} if row.default is not None else {}
     return {"default": row.default, "type": kind, "help": meta["help"], **told}
+
+
+class _ChoiceOrFile(click.Choice[str]):
+    """One of the choices, or a file NAME.json."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value if str(value).lower().endswith(".json") else super().convert(value, param, ctx)
+
+    def get_metavar(self, *args: Any, **more: Any) -> str:
+        return f"[{'|'.join(self.choices)}|FILE.json]"
 
 
 class _Numbers(click.ParamType):
@@ -179,8 +191,8 @@ def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> No
     "--methods",
     default="auto,epsilon,gradient,gradient-x-input,guided-backprop,grad-cam,integrated-gradients",
     show_default=True,
-    help="Presets of LRP; gradient, gradient-x-input, guided-backprop, deconvnet, grad-cam, integrated-gradients, "
-    "smoothgrad, occlusion, deeplift.",
+    help="Presets of LRP (names, or files NAME.json); gradient, gradient-x-input, guided-backprop, deconvnet, "
+    "grad-cam, integrated-gradients, smoothgrad, occlusion, deeplift.",
 )
 @click.option(
     "--measures",
@@ -332,7 +344,7 @@ def _reopening(function: Callable[..., Any], what: str = "finding") -> Callable[
 @click.option("--samples", default=None, type=click.IntRange(8), help="Pictures of each role. [default: as in the run]")
 @click.option("--also", multiple=True, help="Ask this model about the same changed pictures, too.")
 @click.option("--also-weights", multiple=True, type=click.Path(), help="Weights of each --also, in their order.")
-@click.option("--also-preset", multiple=True, help="Look for the region under these rules of relevance, too.")
+@click.option("--also-preset", multiple=True, help="Look for the region under these rules (or a preset file), too.")
 @click.option("--where", multiple=True, type=click.Path(), help="Folder in which to count how often the cue is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON and nothing else.")
 def confirm(run: str, finding: str, as_json: bool, **options: Any) -> None:

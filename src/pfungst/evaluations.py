@@ -84,7 +84,7 @@ def evaluate(
     model: str | nn.Module | LoadedModel,
     images: Any,
     *,
-    methods: Sequence[str | Preset | Method] | Mapping[str, Any] | None = None,
+    methods: Sequence[str | Path | Preset | Method] | Mapping[str, Any] | None = None,
     measures: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     masks: str | Path | None = None,
     objects: Sequence[str] | None = None,
@@ -103,8 +103,8 @@ def evaluate(
     """Judge ways to explain a model on pictures.
 
     images    a folder, manifest or picture; tensors x, (x, labels) or (x, labels, masks); or a loader of such batches
-    methods   names (``methods.METHODS``), presets or ``Method`` objects; or a mapping from names to functions of inputs
-              and targets that give maps.  Controls are added
+    methods   names (``methods.METHODS``), presets, preset files or ``Method`` objects; or a mapping from names to
+              functions of inputs and targets that give maps.  Controls are added
     measures  names (``quality.measures.MEASURES``), or a mapping from names to options, e.g. {"srg": {"fill": "blur"}};
               by default those that are cheap, and localisation where there are masks
     masks     a folder of masks, COCO, YOLO or VOC annotations of the pictures; ``objects``: only these categories
@@ -162,7 +162,18 @@ def _choose_methods(given: Any, model: nn.Module, examples: Examples, device: st
     else:
         chosen = [one if isinstance(one, Method) else make_method(one, model, bounds=bounds) for one in given]
     chosen += [make_method(name, model) for name in CONTROLS]
-    return list({one.name: one for one in chosen}.values())
+    known: dict[str, Method] = {}
+    for one in chosen:
+        rules = _rules(known.setdefault(one.name, one))
+        if rules and rules != _rules(one):
+            raise SettingError(f"two presets are called {one.name!r}", "change the name in one of the files")
+    return list(known.values())
+
+
+def _rules(method: Method) -> str:
+    """A preset's rules, and nothing for other methods."""
+    explain: Any = method.explain
+    return explain.lrp.preset.describe() if hasattr(explain, "lrp") else ""
 
 
 @dataclass
@@ -317,8 +328,7 @@ class _Work:
 
     def digest(self, method: Method, measure: Measure) -> str:
         """Of what decides a part beside the folder's identity: the options, and a preset's rules."""
-        explain: Any = method.explain
-        rules = explain.lrp.preset.describe() if hasattr(explain, "lrp") else repr(getattr(explain, "keywords", ""))
+        rules = _rules(method) or repr(getattr(method.explain, "keywords", ""))
         text = json.dumps([dict(self.options.get(measure.name, {})), rules], default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
