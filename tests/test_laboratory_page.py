@@ -112,7 +112,7 @@ def test_a_finding_of_ones_own_is_made_and_tested(page: Any, address: str, runs:
     first = Run(runs[0]).read_json("findings.json")["findings"][0]
     assert card.locator(".chip").inner_text() == first["verdict"]
     card.locator("summary").first.click()
-    assert card.locator("svg.effects").is_visible()
+    assert card.locator(".effects").is_visible()
     assert Run(runs[0]).read_json("own/mine.json")["samples"] == first["samples"]
     card.get_by_role("button", name="delete").click()
     card.wait_for(state="detached")
@@ -121,7 +121,7 @@ def test_a_finding_of_ones_own_is_made_and_tested(page: Any, address: str, runs:
 def test_two_runs_stand_side_by_side(page: Any, address: str, runs: list[Path]) -> None:
     page.goto(address + "#view=compare")
     page.get_by_role("button", name="f001 = f001").click()
-    page.locator("svg.effects").nth(1).wait_for()
+    page.locator(".effects").nth(1).wait_for()
     chips = page.locator("section[aria-label=after] .chip").all_inner_texts()
     assert chips == ["refuted"]
     lost = Run(runs[0]).read_json("findings.json")["findings"][1:]

@@ -53,6 +53,7 @@ verdicts
 counterevidence
 confirmations own_findings
 guards
+facts
 reports exports
 comparisons
 placements

@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,7 @@ def test_findings_are_those_of_the_run(client: Any, run: Path) -> None:
     order = [one["verdict"] for one in listed["findings"]]
     assert order == sorted(order, key=["confirmed", "open", "refuted"].index)
     ids = Run(run).path
+    report = (run / "report.html").read_text()
     for record in content["findings"]:
         found = client.get(f"/api/runs/0/findings/{record['id']}").json()
         names = [client.get(f"/api/runs/0/samples/{row}").json()["id"] for row in found["rows"]]
@@ -199,6 +201,12 @@ def test_findings_are_those_of_the_run(client: Any, run: Path) -> None:
         assert found["evidence"] == record["evidence"]
         assert len(found["exemplars"]) == len(record["exemplars"])
         assert found["spectrum"]["eigenvalues"]
+        assert found["spectrum"]["chart"].count("<rect") == min(12, len(found["spectrum"]["eigenvalues"]))
+        assert found["chart"] in report, "the report shows the same chart"
+        assert found["spectrum"]["chart"] in report
+        told = [found["head"], *(line for fact in found["facts"] for line in fact["lines"]),
+                *(one["caption"] for one in found["experiment"])]  # fmt: skip
+        assert [text for text in told if escape(text) not in report] == []
         for name in ("mean", "mask", "why", *(one["name"] for one in found["experiment"]), "exemplar_00_input"):
             picture = client.get(f"/api/runs/0/findings/{record['id']}/pictures/{name}")
             assert Image.open(io.BytesIO(picture.content)).format == "PNG"

@@ -14,6 +14,7 @@ import pytest
 from browsing import list_barriers, needs_browser, serve, watch_errors
 
 from pfungst.judgements import read_judgements, write_judgement
+from pfungst.reports import write_report
 from pfungst.store import Run
 from pfungst.viewer.opened import OpenRun
 from pfungst.viewer.server import Viewer, make_app
@@ -173,8 +174,50 @@ def test_pictures_are_looked_at(page: Any) -> None:
     assert "scale(1)" in page.locator(".sides .inside").first.get_attribute("style")
     page.click("summary:has-text('All numbers')")
     rows = page.locator("tbody tr").count()
-    assert rows == page.locator(".effects .treated").count() > 3
+    assert rows == page.locator(".effects .wide .treated").count() > 3
     take(page, "finding")
+
+
+def test_names_cannot_break_out_of_a_chart_or_a_fact(browser: Any, finished: Path, tmp_path: Path) -> None:
+    evil = """<script>window.broken = 1</script>"'><img src=x onerror="window.broken = 1"><b class='evil'>"""
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    content = json.loads((folder / "findings.json").read_text())
+    record = content["findings"][0]
+    record["evidence"][0]["test"] = record["class"] = record["central"][0] = evil
+    (folder / "findings.json").write_text(json.dumps(content))
+    write_report(Run(folder))
+    for address in serve(make_app(Viewer([OpenRun(folder)]), TOKEN), TOKEN):
+        for page_address in (f"{address}#finding={record['id']}", (folder / "report.html").as_uri()):
+            page = browser.new_page()
+            wrong = watch_errors(page)
+            page.goto(page_address)
+            page.locator(".effects svg.wide").first.wait_for()
+            titles = page.locator(".effects svg.wide title").all_text_contents()
+            assert any(title.startswith(f"{evil}: effect") for title in titles), "the name is whole, as text"
+            assert any(evil in str(text) for text in page.locator("dd").all_text_contents())
+            assert page.locator(".evil").count() == 0
+            assert page.evaluate("window.broken") is None
+            assert wrong == []
+            page.close()
+
+
+@pytest.mark.parametrize(("width", "shown"), [(1280, "wide"), (400, "narrow")])
+def test_a_chart_takes_the_form_that_fits(browser: Any, address: str, run: Path, width: int, shown: str) -> None:
+    opened, _ = open_page(browser, address, 1280, "light")
+    opened.set_viewport_size({"width": width, "height": 900})
+    for where in (f"{address}#finding=f001", (run / "report.html").as_uri()):
+        opened.goto(where)
+        opened.locator(f".effects svg.{shown}").first.wait_for()
+        chart = opened.locator(".effects").first
+        forms = {form: chart.locator(f"svg.{form}") for form in ("wide", "narrow")}
+        assert [form for form, svg in forms.items() if svg.is_visible()] == [shown]
+        name = forms[shown].locator("text.needed").first
+        height = name.evaluate("e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a")
+        assert height >= 9, "letters can be read"
+        opened.emulate_media(media="print")
+        assert [form for form, svg in forms.items() if svg.is_visible()] == ["wide"]
+        opened.emulate_media(media="screen")
+    opened.context.close()
 
 
 def test_help_opens_and_closes(page: Any) -> None:

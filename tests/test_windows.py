@@ -91,6 +91,18 @@ def test_windows_are_those_of_a_slow_loop(picture: Path, stride: tuple[int, int]
     assert mean.numpy() == pytest.approx(output, abs=1e-6)
 
 
+def test_any_function_to_maps_can_slide(picture: Path) -> None:
+    """Ones by each window: the mean over windows is one everywhere; LRP called by hand is LRP."""
+    model, windows = build(), Windows((16, 20), (7, 13))
+    preprocess, source = window_preprocess(model.preprocess), open_large(picture)  # type: ignore[arg-type]
+    slid = slide(lambda x, targets: [x[:, 0] * 0 + t for t in targets], source, preprocess, windows, [1, 2])
+    assert np.allclose(slid.maps, np.array([1, 2])[:, None, None], atol=1e-6)
+    assert slid.totals == (320.0, 640.0)
+    lrp = LRP(model.module)
+    by_hand = slide(lambda x, targets: [lrp(x, t).scores.sum(1) for t in targets], source, preprocess, windows, [1])
+    assert np.allclose(by_hand.maps, slide(lrp, source, preprocess, windows, [1]).maps, atol=1e-6)
+
+
 def test_windows_of_another_size_keep_the_sum_of_relevance() -> None:
     class Constant:
         size = (30, 50)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from pfungst import heatmaps
-from pfungst.charts import VERDICT_COLOURS, draw_effects, write_colours
+from pfungst.charts import STYLE, VERDICT_COLOURS, draw_effects, write_colours
 from pfungst.errors import PfungstError
 
 _MOST_PICTURES, _MOST_ROWS, _SIDE, _BAR = 4, 8, 160, 340
 _DARK = ('[data-jp-theme-light="false"]', ".vscode-dark", '[theme="dark"]', '[data-theme="dark"]')
 _STYLE = (
-    f".pfungst-card{{{write_colours('light')}}}"
+    f".pfungst-card{{--ink:currentColor;--soft:currentColor;--line:rgba(128,128,128,.7);{write_colours('light')}}}"
     ".pfungst-card{font:14px/1.45 system-ui,sans-serif;max-width:760px;overflow-wrap:anywhere}"
     f"{','.join(f'{dark} .pfungst-card' for dark in _DARK)}{{{write_colours('dark')}}}"
     ".pfungst-card table{border-collapse:collapse;margin:6px 0;font-variant-numeric:tabular-nums}"
@@ -32,11 +32,7 @@ _STYLE = (
     ".pfungst-card th:first-child,.pfungst-card td:first-child,.pfungst-card .words{text-align:left}"
     ".pfungst-card figure{display:inline-block;margin:4px 10px 4px 0;vertical-align:top;font-size:12px}"
     ".pfungst-card img{display:block;border:1px solid rgba(128,128,128,.5)}.pfungst-card p{margin:4px 0}"
-    ".pfungst-card svg{display:block;max-width:560px;width:100%;height:auto}"
-    ".pfungst-card svg text{fill:currentColor;font:12px system-ui,sans-serif}"
-    ".pfungst-card .axis{stroke:currentColor;opacity:.4}.pfungst-card .treated{fill:var(--accent)}"
-    ".pfungst-card .interval{stroke:var(--accent);stroke-width:7;opacity:.35;stroke-linecap:round}"
-    ".pfungst-card .control{fill:none;stroke:currentColor;stroke-width:1.6}"
+    f"{STYLE}"
 )
 
 
@@ -66,17 +62,22 @@ def show_relevance(result: Any) -> str:
     return _card("Relevance", parts)
 
 
-def show_verdict(record: Mapping[str, Any], title: str = "Verdict", lines: Sequence[str] = ()) -> str:
-    """A verdict as ``evidence.describe_verdict`` writes it, with sentences to go below."""
+def show_verdict(
+    record: Mapping[str, Any], needed: Collection[str], title: str = "Verdict", lines: Sequence[str] = ()
+) -> str:
+    """A verdict as ``evidence.describe_verdict`` writes it, with ``lines`` below; ``needed``: the tests that decide."""
     told = [f"<p>{escape(line)}</p>" for line in (record["reason"], *lines)]
     region = record["region"]
     place = f"{region['kind']} region, {region['area']:.0%} of the picture, from {escape(str(region['source']))}"
     head = f"{escape(title)} {_chip(record['verdict'])}"
-    return _card(head, [*told, f"<p>{place}; p = {record['p']:.2g}</p>", _evidence(record["evidence"])])
+    return _card(head, [*told, f"<p>{place}; p = {record['p']:.2g}</p>", _evidence(record["evidence"], needed)])
 
 
-def show_finding(record: Mapping[str, Any], folder: Path) -> str:
-    """An entry of ``findings.json`` with its ``judgements``; ``folder``: the run's, which holds its pictures."""
+def show_finding(record: Mapping[str, Any], folder: Path, needed: Collection[str]) -> str:
+    """An entry of ``findings.json`` with its ``judgements``.
+
+    folder: the run's, which holds its pictures; needed: the tests that decide.
+    """
     said = [
         f"<p><b>{escape(j['answer'])}</b>, says {escape(j['by'])}{': ' * bool(j['note'])}{escape(j['note'])}</p>"
         for j in record.get("judgements", ())
@@ -91,7 +92,7 @@ def show_finding(record: Mapping[str, Any], folder: Path) -> str:
     share = f"{record['size']} pictures, {record['prevalence']:.0%} of those recognised"
     head = f"{escape(name)}: class {escape(str(record['class']))} {_chip(record['verdict'])}"
     parts = [f"<p>{escape(record['summary'])}</p>", *said, f"<p>{share}; suspicion {record['suspicion']:.2f}</p>"]
-    return _card(head, [*parts, f"<div>{figures}</div>", _evidence(record["evidence"])])
+    return _card(head, [*parts, f"<div>{figures}</div>", _evidence(record["evidence"], needed)])
 
 
 def show_audit(description: Mapping[str, Any], records: Sequence[Mapping[str, Any]], folder: Path) -> str:
@@ -136,7 +137,7 @@ def _table(
     return f"<table><tr>{head}</tr>{body}</table>{more}"
 
 
-def _evidence(evidence: Sequence[Mapping[str, Any]]) -> str:
+def _evidence(evidence: Sequence[Mapping[str, Any]], needed: Collection[str]) -> str:
     """The chart of a report, and its figures."""
     if not evidence:
         return "<p>no experiment was made</p>"
@@ -145,9 +146,8 @@ def _evidence(evidence: Sequence[Mapping[str, Any]]) -> str:
          f"{e['interval'][0]:+.2f} to {e['interval'][1]:+.2f}", f"{e['p']:.4f}"]
         for e in evidence
     ]  # fmt: skip
-    key = "<p>dot: treated, ring: control, bar: 95 % interval of the effect, as seen from the ring</p>"
     table = _table(["test", "n", "treated", "control", "effect", "95 % interval", "p"], rows, len(rows))
-    return draw_effects(evidence) + key + table
+    return draw_effects(evidence, needed) + table
 
 
 def _maps(scores: Any, name: str) -> str:

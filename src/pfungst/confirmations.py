@@ -21,7 +21,7 @@ from pfungst.counterevidence import (
     try_preset,
 )
 from pfungst.errors import RunError, SettingError
-from pfungst.evidence import Verdict, correct, describe_verdict
+from pfungst.evidence import DECIDE, Verdict, correct, describe_verdict
 from pfungst.interventions import Case, set_scene, try_scene
 from pfungst.maps import Subject, make_laboratory
 from pfungst.models import LoadedModel
@@ -63,7 +63,7 @@ class Confirmation(Verdict):
         return tell(self.record())
 
     def _repr_html_(self) -> str:
-        return show_verdict(self.record(), f"{self.finding} tested again, seed {self.seed}:", self.lines())
+        return show_verdict(self.record(), DECIDE, f"{self.finding} tested again, seed {self.seed}:", self.lines())
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""

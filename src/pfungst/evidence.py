@@ -19,6 +19,7 @@ from pfungst.regions import Region
 REQUIRED = ("cut:colour", "cut:exchange", "paste:same place")
 WHOLE = ("undo", "apply")  # the tests that decide on a cue without a place, see probes.py
 MATCHED = ("paste:same place", "paste:same rule")  # the second for moving regions only, and then required too
+DECIDE = (*REQUIRED, *MATCHED, *WHOLE)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Verdict:
     reason: str
 
     def _repr_html_(self) -> str:
-        return show_verdict(describe_verdict(self))
+        return show_verdict(describe_verdict(self), DECIDE)
 
 
 def describe_verdict(verdict: Verdict) -> dict[str, Any]:
@@ -120,7 +121,7 @@ class Standard:
 
 def required(verdict: Verdict) -> list[Evidence]:
     """The tests that decide, those of them that were made."""
-    return [evidence for evidence in verdict.evidence if evidence.test in (*REQUIRED, *MATCHED, *WHOLE)]
+    return [evidence for evidence in verdict.evidence if evidence.test in DECIDE]
 
 
 def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> Verdict:

@@ -24,6 +24,7 @@ from pfungst.confirmations import Confirmation, confirm
 from pfungst.domains.image import ImageData
 from pfungst.engines import map_blocks_on_ray
 from pfungst.errors import SettingError
+from pfungst.evidence import DECIDE
 from pfungst.exports import export
 from pfungst.judgements import Judgement, add_judgements, write_judgement
 from pfungst.maps import READ, Progress, Subject, map_blocks, map_relevance, open_subject
@@ -217,7 +218,7 @@ class Finding:
         return f"Finding({self.record['id']}, {self.record['verdict']}: {self.record['summary']})"
 
     def _repr_html_(self) -> str:
-        return show_finding(self.record, self._audit.run.path)
+        return show_finding(self.record, self._audit.run.path, DECIDE)
 
     def judge(self, answer: str, note: str = "", by: str | None = None) -> Judgement:
         """Say what it is: "cheat", "legitimate" or "unsure"; kept in the run folder, ``by`` the user if not given."""

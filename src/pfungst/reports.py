@@ -15,48 +15,19 @@ from typing import Any
 from PIL import Image
 
 from pfungst.cards import embed_png
-from pfungst.charts import draw_effects, draw_map, draw_spectrum, write_colours
-from pfungst.confirmations import read_confirmations, tell
+from pfungst.charts import STYLE, draw_map, write_colours
 from pfungst.errors import RunError
+from pfungst.facts import tell_finding, tell_spectrum
 from pfungst.judgements import ANSWERS, add_judgements, last_answer, read_judgements
 from pfungst.store import JUDGEMENTS, Run
 from pfungst.strategies import OVERALL, SHOWN, rank_classes, read_strategies
 
-# What the pictures of an experiment show, by the name of their file: of a region, or of a property of whole pictures.
-EXPERIMENT_TITLES = {
-    "region": {
-        "member": "a member",
-        "cut": "region cut out",
-        "cut_control": "control cut out",
-        "foreign": "another class",
-        "paste": "region pasted",
-        "paste_control": "control pasted",
-    },
-    "whole": {
-        "member": "a member",
-        "cut": "it undone",
-        "cut_control": "control: the other way",
-        "foreign": "another class",
-        "paste": "it applied",
-        "paste_control": "control: the other way",
-    },
-}
 VERDICT_ORDER = {"confirmed": 0, "open": 1, "refuted": 2}
 
 
 def place_in_report(finding: Mapping[str, Any]) -> tuple[int, int]:
     """A finding's place among others: what is confirmed first, then the most suspicious."""
     return VERDICT_ORDER[finding["verdict"]], finding["rank"]
-
-
-def list_experiment(run: Run, folder: str, kind: str) -> list[dict[str, Any]]:
-    """The pictures of an experiment in the order of their story: name of the file, title, score and decision.
-
-    ``folder``: where they are in the run folder; ``kind``: of the region, fixed, moving or whole.
-    """
-    notes = run.read_json(f"{folder}/experiment.json") or {}
-    titles = EXPERIMENT_TITLES["whole" if kind == "whole" else "region"]
-    return [{"name": name, "title": title, **notes[name]} for name, title in titles.items() if name in notes]
 
 
 def write_report(run: Run) -> Path:
@@ -102,6 +73,7 @@ def _content(run: Run) -> dict[str, Any]:
         "set_aside_total": sum(len(ids) for _, ids in reasons),
         "settings": {k: v["name"] if isinstance(v, dict) else v for k, v in description["settings"].items()},
         "colours": write_colours,
+        "chart_style": STYLE,
     }
 
 
@@ -142,24 +114,20 @@ def _photo(run: Run, name: str) -> str:
 
 
 def _finding(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
-    folder = f"findings/{finding['id']}"
-    experiment = [
-        {**one, "src": _photo(run, f"{folder}/{one['name']}.png")}
-        for one in list_experiment(run, folder, finding["where"]["kind"])
-    ]
+    folder, told = f"findings/{finding['id']}", tell_finding(run, finding)
     return {
         **finding,
+        **told,
         "judged": last_answer(finding),
-        "mean_image": _image(run, f"{folder}/mean.png"),
-        "mask_image": _image(run, finding["where"]["mask"]),
-        "why_image": _image(run, finding["why"]),
+        "drawn": {
+            one["name"]: {"title": one["title"], "src": _image(run, f"{folder}/{one['name']}.png")}
+            for one in told["drawn"]
+        },
         "pictures": [
             {"sample": e["sample"], "input": _photo(run, e["input"]), "overlay": _photo(run, e["overlay"])}
             for e in finding["exemplars"]
         ],
-        "experiment": experiment,
-        "again": [(record["seed"], tell(record)[1:]) for record in read_confirmations(run, finding["id"])],
-        "chart": draw_effects(finding["evidence"]),
+        "experiment": [{**one, "src": _photo(run, f"{folder}/{one['name']}.png")} for one in told["experiment"]],
     }
 
 
@@ -181,9 +149,7 @@ def _classes(strategies: list[dict[str, Any]], findings: list[dict[str, Any]], i
             groups = [members.get(ids[entry["rows"][i]], -1) for i in drawn]
             x, y = ([entry[key][i] for i in drawn] for key in ("x", "y"))
             card["map"] = draw_map(x, y, groups, {i: f["id"] for i, f in enumerate(own)})
-            card["spectrum"] = draw_spectrum(entry["eigenvalues"], entry["clusters"])
-            card["p"], card["clusters"] = entry["p"], entry["clusters"]
-            card["separability"], card["separability_p"] = entry["separability"], entry["separability_p"]
+            card["spectrum"] = tell_spectrum(entry)
             card["legend"] = [{"number": i % 6, "id": f["id"], "verdict": f["verdict"]} for i, f in enumerate(own)]
             card["best"] = max((g["suspicion"] for g in entry["groups"]), default=0.0)
         card["has_finding"] = bool(own)

@@ -8,7 +8,7 @@ alone, or with the width of the picture where a journal keeps the map on disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,9 @@ from pfungst.journals import Journal
 from pfungst.lrp import LRP
 
 Pair = tuple[int, int]
+
+# Inputs (m, C, h, w) and targets to one stack of maps (m, h, w) a target.
+Mapper = Callable[[Tensor, Sequence[int]], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,19 @@ def mean_output(
     return total / (len(rows) * len(columns))
 
 
+def lrp_maps(lrp: LRP) -> Mapper:
+    """Maps by LRP, channels summed: one forward pass for all targets."""
+
+    def explain(inputs: Tensor, targets: Sequence[int]) -> Iterator[Tensor]:
+        trace = lrp.trace(inputs)
+        for k, target in enumerate(targets):
+            yield trace.relevance(target, last=k == len(targets) - 1).scores.detach().double().sum(1)
+
+    return explain
+
+
 def slide(
-    lrp: LRP,
+    lrp: LRP | Mapper,
     picture: Region,
     preprocess: Preprocess,
     windows: Windows,
@@ -133,6 +147,8 @@ def slide(
 ) -> Slid:
     """Relevance of every pixel for these outputs.  ``preprocess``: as ``window_preprocess`` makes it.
 
+    ``lrp``: or any other function from windows and targets to maps, one stack a target; each method of ``methods.py``
+    is one as ``lambda x, targets: [method(x, target) for target in targets]``.
     Only the band of rows that one row of windows sees is summed up in memory; what no later window sees goes to the
     output map, which is a file of the ``journal`` if that has a folder.
     """
@@ -140,6 +156,7 @@ def slide(
     height, width = windows.window
     seen = [_times_seen(*sides) for sides in zip((rows, columns), windows.window, picture.size, strict=True)]
     to_rows, to_columns = (_spreading(*sides) for sides in zip(preprocess.size, windows.window, strict=True))
+    explain = lrp_maps(lrp) if isinstance(lrp, LRP) else lrp
     journal = journal or Journal()
     state, band = journal.read("maps")
     if state.get("targets") != list(targets):
@@ -151,9 +168,8 @@ def slide(
     tell(done * len(columns))
     for number, top in enumerate(rows[done:], done + 1):
         for lefts, inputs in _batches(picture, preprocess, windows, top, columns, batch_size):
-            trace = lrp.trace(inputs.to(device))
-            for k, target in enumerate(targets):
-                scores = trace.relevance(target, last=k == len(targets) - 1).scores.detach().double().sum(1)
+            for k, maps_of_one in enumerate(explain(inputs.to(device), targets)):
+                scores = maps_of_one.detach().double()
                 totals[k] += float(scores.sum())
                 for left, one in zip(lefts, scores.cpu().numpy(), strict=True):
                     band[k, :, left : left + width] += to_rows @ one @ to_columns.T

@@ -33,12 +33,12 @@ export interface Listed {
   size: number;
   prevalence: number;
   suspicion: number;
-  views: string[];
+  head: string; // size, share, suspicion, views
+  rule: string; // what decided, if the summary does not say it
   where: { kind: string; place: string; box: number[] | null; area: number; source: string };
   summary: string;
   verdict: Verdict;
   p: number;
-  reason: string;
   judgements: Judgement[];
   exemplars: (number | null)[];
 }
@@ -56,38 +56,29 @@ export interface Evidence {
   control_flips: number;
 }
 
-export interface Trait {
-  name: string;
-  value: string | null;
-  members: number;
-  others: number;
-  auc: number | null;
-  q: number;
+/** A class's spectrum: SVG and what it says, as the server wrote them. */
+export interface Spectrum {
+  chart: string;
   text: string;
 }
 
-export interface Spectrum {
-  eigenvalues: number[] | null;
-  clusters: number | null;
-  gap: number | null;
-  p: number | null;
-  separability: number | null;
-  separability_p: number | null;
+/** A picture of an experiment. */
+export interface Shown {
+  name: string;
+  title: string;
+  caption: string;
 }
 
 export interface Finding extends Listed {
-  distance: number;
   evidence: Evidence[];
+  chart: string; // SVG of the evidence
   rows: number[];
   central: number[];
   rim: number[];
   nearest: number[];
-  traits: Trait[];
-  accuracy: { members: number | null; others: number | null };
-  probability: { members: number; others: number };
-  distinct: number;
-  channels: { layer: string; channel: number; share: number }[];
-  experiment: { name: string; title: string; score: number; decision: string }[];
+  drawn: { name: string; title: string }[];
+  facts: { name: string; lines: string[] }[];
+  experiment: Shown[];
   again: { seed: number; verdict: Verdict; lines: string[] }[];
   spectrum: Spectrum;
 }

@@ -1,8 +1,8 @@
 // Two runs beside each other: findings kept, lost and gained, what else differs, and any sample in both.
 
 import { useEffect, useState } from "preact/hooks";
-import { findingUrl, get, type Finding, type Overview, type Verdict } from "./api";
-import { EvidenceChart } from "./charts";
+import { get, type Finding, type Overview, type Verdict } from "./api";
+import { Chart, Drawn } from "./finding";
 import { ModeButtons, readLook } from "./look";
 import { Picture, scaleOf, useMaps, WHOLE, type Look, type Zoom } from "./pictures";
 import { go, type State } from "./state";
@@ -286,23 +286,15 @@ function OneSide({ run, name, id, state }: { run: number; name: string; id: stri
               {id}
             </button>
             <span class={`chip ${finding.verdict}`}>{finding.verdict}</span>
-            <span class="soft small">
-              {finding.size} pictures, {(100 * finding.prevalence).toFixed(0)} % of the class, suspicion{" "}
-              {finding.suspicion.toFixed(2)}
-            </span>
+            <span class="soft small">{finding.head}</span>
           </p>
           <p>{finding.summary}</p>
           <div class="pictures three">
-            {(["mean", "mask", "why"] as const).map((one) => (
-              <figure>
-                <img src={findingUrl(run, id, one)} alt={one} loading="lazy" />
-                <figcaption>{{ mean: "mean map", mask: "the region", why: "cells that make it a cluster" }[one]}</figcaption>
-              </figure>
-            ))}
+            <Drawn run={run} finding={finding} />
             <Row run={run} name={name} rows={rows} state={state} />
           </div>
-          <EvidenceChart evidence={finding.evidence} />
-          <p class="soft small">{finding.reason}</p>
+          {finding.rule && <p class="soft small">{finding.rule}</p>}
+          <Chart text={finding.chart} />
         </>
       )}
     </section>

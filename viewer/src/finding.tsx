@@ -2,7 +2,6 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { findingUrl, get, lastAnswer, post, type Answer, type Finding, type Listed } from "./api";
-import { EvidenceChart, signed, SpectrumChart } from "./charts";
 import { ModeButtons, Pager, PaletteChoice, readLook } from "./look";
 import { Picture, scaleOf, useMaps, usePalettes, WHOLE, type Look } from "./pictures";
 import { go, type State } from "./state";
@@ -40,11 +39,11 @@ export function FindingPage(props: {
       </h2>
       <p class="line">
         <span class={`chip ${listed.verdict}`}>{listed.verdict}</span>
-        <span class="chip">suspicion {listed.suspicion.toFixed(2)}</span>
         {answer && <span class="chip judged">judged: {answer}</span>}
+        <span class="soft small">{listed.head}</span>
       </p>
       <p class="summary">{listed.summary}</p>
-      {!listed.summary.includes(listed.reason) && <p class="soft">{listed.reason}</p>}
+      {listed.rule && <p class="soft">{listed.rule}</p>}
       <div class="line judging" role="group" aria-label="Your judgement">
         {(["cheat", "legitimate", "unsure"] as Answer[]).map((what) => (
           <button type="button" aria-pressed={answer === what} onClick={() => props.onAnswer(what)}>
@@ -203,27 +202,29 @@ function Legend({ look, most }: { look: Look; most: number }) {
   );
 }
 
+/** A chart as the server drew it: SVG, in which all that is not its own is escaped (src/pfungst/charts.py). */
+export function Chart({ text }: { text: string }) {
+  return <div dangerouslySetInnerHTML={{ __html: text }} />;
+}
+
+export function signed(value: number): string {
+  return `${value > 0 ? "+" : ""}${value.toFixed(2)}`;
+}
+
 /** What the experiments measured.  `picture`: the address of a picture of the experiment. */
 export function Proof(
-  finding: Pick<Finding, "class" | "evidence" | "distance" | "experiment" | "again"> & { picture: (name: string) => string },
+  finding: Pick<Finding, "evidence" | "chart" | "experiment" | "again"> & { picture: (name: string) => string },
 ) {
   return (
     <section aria-label="Evidence">
       <h3>Evidence</h3>
-      <EvidenceChart evidence={finding.evidence} />
-      <p class="soft small">
-        Change of the score of {finding.class}: <span class="mark treated">●</span> treated,{" "}
-        <span class="mark">○</span> its control; the bar is the 95 % interval of their difference, drawn from the
-        control. Bold tests decide. The way from other classes to the members is {finding.distance.toFixed(2)}.
-      </p>
+      <Chart text={finding.chart} />
       {finding.experiment.length > 0 && (
         <div class="pictures steps">
           {finding.experiment.map((one) => (
             <figure>
               <img src={finding.picture(one.name)} alt={one.title} loading="lazy" />
-              <figcaption>
-                {one.title}: score {one.score.toFixed(2)}, taken for {one.decision}
-              </figcaption>
+              <figcaption>{one.caption}</figcaption>
             </figure>
           ))}
         </div>
@@ -234,7 +235,7 @@ export function Proof(
           <table>
             <thead>
               <tr>
-                {["test", "n", "treated", "control", "effect", "95 %", "p", "probability", "decisions", "control's"].map((name) => (
+                {["test", "n", "treated", "control", "effect", "95 %", "p", "probability", "flips", "control's"].map((name) => (
                   <th scope="col">{name}</th>
                 ))}
               </tr>
@@ -259,79 +260,58 @@ export function Proof(
             </tbody>
           </table>
         </div>
+        <p class="soft small">Flips: decisions that leave the class (cut, undo, borders) or turn to it (paste, apply).</p>
       </details>
       {finding.again.map((one) => (
         <p>
-          Repeated with seed {one.seed}: <b class={one.verdict}>{one.verdict}</b>. {one.lines.join("; ")}
+          Tested again, seed {one.seed}: <b class={one.verdict}>{one.verdict}</b>
+          {one.lines.map((line) => (
+            <span class="said-again small">{line}</span>
+          ))}
         </p>
       ))}
     </section>
   );
 }
 
-function share(value: number | null): string {
-  return value === null ? "unknown" : `${(100 * value).toFixed(0)} %`;
+/** The pictures of a finding that are no sample's. */
+export function Drawn({ run, finding }: { run: number; finding: Finding }) {
+  return (
+    <>
+      {finding.drawn.map((one) => (
+        <figure>
+          <img src={findingUrl(run, finding.id, one.name)} alt={one.title} loading="lazy" />
+          <figcaption>{one.title}</figcaption>
+        </figure>
+      ))}
+    </>
+  );
 }
 
 function Facts({ run, finding }: { run: number; finding: Finding }) {
-  const { spectrum } = finding;
   return (
     <section class="facts">
       <div>
-        <h3>What sets the members apart</h3>
-        {finding.traits.length ? (
-          <ul>
-            {finding.traits.map((one) => (
-              <li>{one.text}</li>
-            ))}
-          </ul>
-        ) : (
-          <p class="soft">No property and no column of the metadata tells them from the rest of their class.</p>
-        )}
-        <p>
-          {/* Where pictures are explained for their label, those not recognised take no part: all others are right. */}
-          {!(finding.accuracy.members === 1 && finding.accuracy.others === 1) &&
-            `Recognised rightly: ${share(finding.accuracy.members)} of the members, ${share(finding.accuracy.others)} of the others. `}
-          Mean probability: {share(finding.probability.members)} and {share(finding.probability.others)}.{" "}
-          {finding.distinct} of {finding.size} are no near-duplicates of each other.
-        </p>
-      </div>
-      <div>
-        <h3>Where and in which channels</h3>
-        <div class="pictures three">
-          {(
-            [
-              ["mask", "the region"],
-              ["why", "cells that make it a cluster"],
-              ["mean", "mean map"],
-            ] as const
-          ).map(([name, title]) => (
-            <figure>
-              <img src={findingUrl(run, finding.id, name)} alt={title} loading="lazy" />
-              <figcaption>{title}</figcaption>
-            </figure>
+        <h3>What the group is like</h3>
+        <dl>
+          {finding.facts.map((fact) => (
+            <>
+              <dt>{fact.name}</dt>
+              {fact.lines.map((line) => (
+                <dd>{line}</dd>
+              ))}
+            </>
           ))}
-        </div>
-        {finding.channels.length > 0 && (
-          <ul>
-            {finding.channels.slice(0, 8).map((one) => (
-              <li>
-                {one.layer}, channel {one.channel}: {share(one.share)} of the evidence
-              </li>
-            ))}
-          </ul>
-        )}
-        <p class="soft small">Seen in {finding.views.join(", ")}.</p>
+        </dl>
       </div>
       <div>
+        <h3>Where</h3>
+        <div class="pictures three">
+          <Drawn run={run} finding={finding} />
+        </div>
         <h3>Spectrum of the class</h3>
-        <SpectrumChart spectrum={spectrum} />
-        <p class="soft small">
-          {spectrum.clusters ?? "–"} cluster{spectrum.clusters === 1 ? "" : "s"}
-          {spectrum.p !== null && `; so clear a gap in a class without groups: p = ${spectrum.p.toPrecision(2)}`}
-          {spectrum.separability !== null && `; separability ${spectrum.separability.toFixed(2)}`}
-          {spectrum.separability_p !== null && ` (p = ${spectrum.separability_p.toPrecision(2)})`}.
-        </p>
+        <Chart text={finding.spectrum.chart} />
+        <p class="soft small">{finding.spectrum.text}</p>
       </div>
     </section>
   );

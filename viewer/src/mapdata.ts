@@ -204,7 +204,7 @@ export const greyColour = () => variable("rest");
 
 const FREE = [120, 5, 55, 190, 300, 245]; // hues between those of g0 to g5
 
-/** A colour for the values beyond the six that have one in colours.css; the table names all of them. */
+/** A colour for the values beyond the six that have one in charts.css; the table names all of them. */
 function hue(number: number, dark: boolean): Colour {
   const angle = FREE[number - 6] ?? (number * 137.508) % 360;
   const light = (dark ? 0.68 : 0.4) + (number >= 12 ? (number % 2 ? 0.1 : -0.1) : 0);

@@ -14,7 +14,7 @@ interface Own {
     verdict: Verdict;
     p: number;
     reason: string;
-    distance: number;
+    chart: string;
     suspicion: number;
     evidence: Evidence[];
     views: string[];
@@ -168,9 +168,8 @@ function Tested({ run, own, result }: { run: number; own: Own; result: NonNullab
           {result.where.place}: {result.reason}
         </summary>
         <Proof
-          class={own.class}
           evidence={result.evidence}
-          distance={result.distance}
+          chart={result.chart}
           experiment={own.experiment ?? []}
           again={[]}
           picture={(name) => `api/runs/${run}/own/${own.name}/pictures/${name}`}

@@ -2,7 +2,7 @@
 
 import { useMemo, useState } from "preact/hooks";
 import type { Relevance } from "./api";
-import { signed } from "./charts";
+import { signed } from "./finding";
 import { ModeButtons, PaletteChoice, readLook } from "./look";
 import { Picture, scaleOf, WHOLE, type Look } from "./pictures";
 import type { State } from "./state";
@@ -104,30 +104,32 @@ export function ScoreChart({ scores }: { scores: Score[] }) {
   const told = scores.map((one) => `${one.class}: ${one.scores[0]!.toFixed(2)} to ${one.scores[1]!.toFixed(2)}`).join("; ");
   const short = (name: string) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);
   return (
-    <svg class="scores" viewBox={`0 0 520 ${34 * scores.length + 8}`} role="img" aria-label={`Scores. ${told}`}>
-      <line class="axis" x1={x(0)} x2={x(0)} y1={2} y2={34 * scores.length + 4} />
-      {scores.map((one, i) => (
-        <g transform={`translate(0 ${6 + 34 * i})`}>
-          <title>{`${one.class}: probability ${(100 * one.probabilities[0]!).toFixed(1)} % to ${(100 * one.probabilities[1]!).toFixed(1)} %`}</title>
-          <text x={112} y={17} text-anchor="end" class={i === 0 ? "needed" : ""}>
-            {short(one.class)}
-          </text>
-          {one.scores.slice(0, 2).map((value, k) => (
-            <rect
-              class={k ? "bar chosen" : "bar"}
-              x={Math.min(x(0), x(value))}
-              y={k ? 13 : 1}
-              width={Math.max(1, Math.abs(x(value) - x(0)))}
-              height={11}
-              rx={2}
-            />
-          ))}
-          {one.scores.length > 2 && <circle class="control" cx={x(one.scores[2]!)} cy={18.5} r={4} />}
-          <text x={430} y={17}>
-            {signed(one.scores[1]! - one.scores[0]!)}
-          </text>
-        </g>
-      ))}
-    </svg>
+    <div class="pfungst-chart scores">
+      <svg viewBox={`0 0 520 ${34 * scores.length + 8}`} role="img" aria-label={`Scores. ${told}`}>
+        <line class="axis" x1={x(0)} x2={x(0)} y1={2} y2={34 * scores.length + 4} />
+        {scores.map((one, i) => (
+          <g transform={`translate(0 ${6 + 34 * i})`}>
+            <title>{`${one.class}: probability ${(100 * one.probabilities[0]!).toFixed(1)} % to ${(100 * one.probabilities[1]!).toFixed(1)} %`}</title>
+            <text x={112} y={17} text-anchor="end" class={i === 0 ? "needed" : ""}>
+              {short(one.class)}
+            </text>
+            {one.scores.slice(0, 2).map((value, k) => (
+              <rect
+                class={k ? "bar chosen" : "bar"}
+                x={Math.min(x(0), x(value))}
+                y={k ? 13 : 1}
+                width={Math.max(1, Math.abs(x(value) - x(0)))}
+                height={11}
+                rx={2}
+              />
+            ))}
+            {one.scores.length > 2 && <circle class="control" cx={x(one.scores[2]!)} cy={18.5} r={4} />}
+            <text x={430} y={17}>
+              {signed(one.scores[1]! - one.scores[0]!)}
+            </text>
+          </g>
+        ))}
+      </svg>
+    </div>
   );
 }

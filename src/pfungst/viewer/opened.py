@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pfungst.confirmations import read_confirmations, tell
 from pfungst.domains.decoding import UnreadableImage, open_image
 from pfungst.domains.preprocessing import from_description
 from pfungst.errors import DataError, RunError
+from pfungst.facts import EXPERIMENT_TITLES, tell_finding, tell_head, tell_spectrum
 from pfungst.judgements import add_judgements, find_record, read_judgements
-from pfungst.reports import EXPERIMENT_TITLES, VERDICT_ORDER, list_experiment, place_in_report, write_headline
+from pfungst.reports import VERDICT_ORDER, place_in_report, write_headline
 from pfungst.store import JUDGEMENTS, Run
 from pfungst.strategies import read_strategies
 
@@ -79,7 +79,7 @@ class OpenRun:
         rows = self._rows()
         short = []
         for record in sorted(records, key=place_in_report):
-            kept = {key: record[key] for key in _LISTED}
+            kept = {key: record[key] for key in _LISTED} | tell_head(record)
             kept["exemplars"] = [rows.get(one["sample"]) for one in record["exemplars"]]
             short.append(kept)
         return short
@@ -87,22 +87,14 @@ class OpenRun:
     def finding(self, name: str) -> dict[str, Any]:
         """All that is known of one finding.  RunError where there is none of this id."""
         (record,) = add_judgements(self.run, [find_record(self.run, name)])
-        rows = self._rows()
-        strategies = self.strategy(record["class_index"]) or {}
+        rows, entry = self._rows(), self.strategy(record["class_index"]) or {}
         return {
             **record,
-            "rows": [rows[sample] for sample in record.pop("samples") if sample in rows],
+            **tell_finding(self.run, record),
+            "rows": [rows[sample] for sample in record["samples"] if sample in rows],
             "exemplars": [rows.get(one["sample"]) for one in record["exemplars"]],
             **{role: [rows[one] for one in record[role] if one in rows] for role in ("central", "rim", "nearest")},
-            "experiment": list_experiment(self.run, f"findings/{name}", record["where"]["kind"]),
-            "again": [
-                {"seed": one["seed"], "verdict": one["verdict"], "lines": tell(one)[1:]}
-                for one in read_confirmations(self.run, name)
-            ],
-            "spectrum": {
-                key: strategies.get(key)
-                for key in ("eigenvalues", "clusters", "gap", "p", "separability", "separability_p")
-            },
+            "spectrum": {key: entry.get(key) for key in _SPECTRUM} | tell_spectrum(entry),
         }
 
     def strategy(self, index: int) -> dict[str, Any] | None:
@@ -222,5 +214,6 @@ def is_own_file(path: Path) -> bool:
     return not path.is_symlink() and path.is_file()
 
 
+_SPECTRUM = ("eigenvalues", "clusters", "gap", "p", "separability", "separability_p")
 _LISTED = ("id", "rank", "class", "class_index", "size", "prevalence", "suspicion", "views", "where", "summary",
            "verdict", "p", "reason", "judgements")  # fmt: skip

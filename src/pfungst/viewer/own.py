@@ -8,9 +8,11 @@ from typing import Any
 
 from starlette.responses import Response
 
+from pfungst.charts import draw_effects
 from pfungst.errors import RunError
+from pfungst.evidence import DECIDE
+from pfungst.facts import list_experiment
 from pfungst.own_findings import FOLDER, STEPS, confirm_own, delete_own, list_own, read_own, write_own
-from pfungst.reports import list_experiment
 from pfungst.viewer.calls import Call, Field, Refused
 from pfungst.viewer.jobs import Desk, Job
 from pfungst.viewer.laboratory import Benches
@@ -111,9 +113,10 @@ def _tell_job(job: Job) -> dict[str, Any]:
 
 
 def _tell(opened: OpenRun, record: dict[str, Any]) -> dict[str, Any]:
-    """A record as the page wants it: rows instead of ids, and what the experiment's pictures show."""
+    """A record as the page wants it: rows instead of ids, the chart of a test, and what its pictures show."""
     told = {key: value for key, value in record.items() if key != "samples"}
     if told["result"] is not None:
+        told["result"] = {**told["result"], "chart": draw_effects(told["result"]["evidence"], DECIDE)}
         kind = told["result"]["where"]["kind"]
         told["experiment"] = list_experiment(opened.run, f"{FOLDER}/{record['name']}", kind)
     return told

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from pfungst.charts import write_colours
+from pfungst.charts import STYLE, write_colours
 from pfungst.errors import SettingError
 from pfungst.heatmaps import ONE_SIDED, PALETTES, palette_table
 from pfungst.judgements import ANSWERS, WITHDRAWN, write_judgement
@@ -144,8 +144,8 @@ def make_app(viewer: Viewer, token: str) -> Starlette:
 
     async def send_static(request: Request) -> Response:
         name = request.path_params["name"]
-        if name == "colours.css":
-            return Response(_write_colours(), media_type="text/css")
+        if name == "charts.css":
+            return Response(_write_style(), media_type="text/css")
         if name not in _TYPES:
             return JSONResponse({"error": f"there is no {name}"}, 404)
         return Response((STATIC / name).read_bytes(), media_type=_TYPES[name])
@@ -169,10 +169,10 @@ def make_app(viewer: Viewer, token: str) -> Starlette:
     return Starlette(routes=routes, middleware=[Middleware(Guarded, token=token)])
 
 
-def _write_colours() -> str:
-    """The colours of charts and verdicts, which the report has too, as a style sheet."""
+def _write_style() -> str:
+    """Colours of charts and verdicts, and how charts look, which the report has too, as a style sheet."""
     light, dark = (f":root {{ {write_colours(ground)} }}" for ground in ("light", "dark"))
-    return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n"
+    return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n{STYLE}\n"
 
 
 async def watch(look: Callable[[], str]) -> AsyncIterator[str]:
