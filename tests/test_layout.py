@@ -32,7 +32,6 @@ methods
 annotations
 examples
 quality
-evaluations
 tables
 sheets
 explanations
@@ -59,6 +58,7 @@ comparisons
 placements
 pipeline explain
 runs
+evaluations
 plot widget viewer
 demo
 terminal

@@ -2,6 +2,7 @@
 
     pfungst.LRP(model)(x)                        relevance of any PyTorch model, unmodified
     pfungst.audit(model, "images/", out="run")   systematic cheats of a model on a data set, each tested by experiment
+    pfungst.evaluate(model, "images/")           which way to explain the model is right, measured beside controls
 
 The story of an audit is told in ``pipeline.py``.  Importing this does no work: the first name used loads torch.
 """
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from pfungst import plot as plot
     from pfungst import widget as widget
     from pfungst.errors import PfungstError as PfungstError
+    from pfungst.evaluations import Evaluation as Evaluation
+    from pfungst.evaluations import evaluate as evaluate
     from pfungst.lrp import LRP as LRP
     from pfungst.lrp import Channels as Channels
     from pfungst.lrp import Contrast as Contrast
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from pfungst.lrp import preset as preset
     from pfungst.lrp import quantus_explain as quantus_explain
     from pfungst.lrp import relevance_maximisation as relevance_maximisation
+    from pfungst.methods import make_method as make_method
     from pfungst.pipeline import Audit as Audit
     from pfungst.pipeline import Finding as Finding
     from pfungst.pipeline import audit as audit
@@ -58,6 +62,9 @@ _LRP = (
 _HOMES = {
     **dict.fromkeys(_LRP, "pfungst.lrp"),
     "PfungstError": "pfungst.errors",
+    "evaluate": "pfungst.evaluations",
+    "Evaluation": "pfungst.evaluations",
+    "make_method": "pfungst.methods",
     "audit": "pfungst.pipeline",
     "Audit": "pfungst.pipeline",
     "Finding": "pfungst.pipeline",

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from pfungst.domains.image import SUFFIXES, ImageData, Preprocess
 from pfungst.errors import DataError, need
@@ -97,9 +97,9 @@ def read_annotations(path: str | Path, data: ImageData) -> Annotations:
 
 def fit_mask(mask: np.ndarray, preprocess: Preprocess) -> torch.Tensor:
     """The mask (H, W) bool as the preprocessing fits pictures to the model's input, (height, width) bool."""
-    picture = Image.fromarray(mask.astype(np.uint8) * 255)
+    picture = Image.fromarray(mask.astype(np.uint8) * 255).convert("L" if preprocess.channels == "L" else "RGB")
     if preprocess.custom is None:
-        fitted = replace(preprocess, interpolation="nearest").fit(picture)
+        fitted = replace(preprocess, interpolation="nearest").fit(picture).convert("L")
         if preprocess.crop == "pad":  # what is filled up has the mean colour, and is no object
             return torch.from_numpy((np.asarray(fitted) > 127) & _within(mask, preprocess))
         return torch.from_numpy(np.asarray(fitted) > 127)
@@ -246,9 +246,16 @@ def _draw(shape: Shape, size: tuple[int, int], shares: bool) -> np.ndarray:
         (left, top), (right, bottom) = np.ceil(points - 0.5).clip(0, (width, height)).astype(int)
         canvas[top:bottom, left:right] = True
         return canvas
-    picture = Image.new("1", (width, height))
-    ImageDraw.Draw(picture).polygon([(float(x) - 0.5, float(y) - 0.5) for x, y in points], fill=1)
-    return np.asarray(picture).astype(bool)
+    # Even-odd by rows: between the crossings of a row's middle with the outline lie the pixels inside.
+    ends = np.roll(points, -1, 0)
+    for row in range(max(0, int(points[:, 1].min())), min(height, int(points[:, 1].max()) + 1)):
+        y = row + 0.5
+        crosses = (points[:, 1] <= y) != (ends[:, 1] <= y)
+        (x1, y1), (x2, y2) = points[crosses].T, ends[crosses].T
+        at = np.sort(x1 + (y - y1) * (x2 - x1) / (y2 - y1))
+        for left, right in np.ceil(at - 0.5).clip(0, width).astype(int).reshape(-1, 2):
+            canvas[row, left:right] = True
+    return canvas
 
 
 def _decode_runs(runs: dict[str, Any], size: tuple[int, int]) -> np.ndarray:

@@ -28,7 +28,7 @@ _STYLE = (
     f"{','.join(f'{dark} .pfungst-card' for dark in _DARK)}{{{write_colours('dark')}}}"
     ".pfungst-card table{border-collapse:collapse;margin:6px 0;font-variant-numeric:tabular-nums}"
     ".pfungst-card th,.pfungst-card td{text-align:right;padding:2px 9px;border-bottom:1px solid rgba(128,128,128,.35)}"
-    ".pfungst-card th{white-space:nowrap}"
+    ".pfungst-card th,.pfungst-card td:not(.words){white-space:nowrap}.pfungst-card .scroll{overflow-x:auto}"
     ".pfungst-card th:first-child,.pfungst-card td:first-child,.pfungst-card .words{text-align:left}"
     ".pfungst-card figure{display:inline-block;margin:4px 10px 4px 0;vertical-align:top;font-size:12px}"
     ".pfungst-card img{display:block;border:1px solid rgba(128,128,128,.5)}.pfungst-card p{margin:4px 0}"
@@ -134,7 +134,7 @@ def _table(
         for row in rows
     )
     more = f"<p>and {whole - len(rows)} more</p>" if whole > len(rows) else ""
-    return f"<table><tr>{head}</tr>{body}</table>{more}"
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>{more}'
 
 
 def _evidence(evidence: Sequence[Mapping[str, Any]], needed: Collection[str]) -> str:

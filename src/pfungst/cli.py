@@ -182,17 +182,17 @@ def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> No
     "--measures srg,localisation --masks photos.json",
     help="Judge ways to explain MODEL on IMAGES: which map is right?\n\nEvery method is measured on your own model and "
     "pictures, beside controls that know nothing of the model, with intervals; the table, curves and examples go to "
-    "OUT/evaluation.html.\n\n" + _MODEL_HELP + "\n\nThe same command again goes on where it was stopped.",
+    "OUT/evaluation.html. In place of MODEL and IMAGES, the folder of a finished run.\n\n" + _MODEL_HELP + "\n\nThe "
+    "same command again goes on where it was stopped.",
 )
 @click.argument("model")
-@click.argument("images", type=click.Path())
+@click.argument("images", required=False, type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="Folder for the page, the tables, and what is finished.")
 @click.option(
     "--methods",
-    default="auto,epsilon,gradient,gradient-x-input,guided-backprop,grad-cam,integrated-gradients",
-    show_default=True,
+    default="",
     help="Presets of LRP (names, or files NAME.json); gradient, gradient-x-input, guided-backprop, deconvnet, "
-    "grad-cam, integrated-gradients, smoothgrad, occlusion, deeplift.",
+    "grad-cam, integrated-gradients, smoothgrad, occlusion, deeplift. [default: auto,epsilon and the usual ones]",
 )
 @click.option(
     "--measures",
@@ -204,10 +204,18 @@ def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> No
     "--masks", default=None, type=click.Path(), help="Where the objects are: a folder of masks, COCO, YOLO or VOC XML."
 )
 @click.option("--objects", default="", help="Only these annotated categories, separated by commas.")
-@click.option("--target", default="predicted", show_default=True, type=click.Choice(["predicted", "label"]))
+@click.option(
+    "--relevance", multiple=True, type=click.Path(), help="Maps made elsewhere, judged too: .npz, .npy, .h5, .zarr, ..."
+)
+@click.option(
+    "--target",
+    default=None,
+    type=click.Choice(["predicted", "label"]),
+    help="Whose score is explained. [default: predicted; of a run, as it was]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON and nothing else.")
 @_flags({"weights", "size", "mean", "std", "channels", "classes", "batch_size", "device", "limit", "workers", "seed"})
-def evaluate(model: str, images: str, out: str, as_json: bool, **options: Any) -> None:
+def evaluate(model: str, images: str | None, out: str, as_json: bool, **options: Any) -> None:
     from pfungst.evaluations import evaluate as run_evaluation
     from pfungst.sheets import describe_evaluation, write_evaluation
     from pfungst.tables import tabulate

@@ -13,7 +13,8 @@ import inspect
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pfungst.domains.image import ImageData
 from pfungst.errors import DataError, ModelError, PfungstError, RunError, SettingError, first_line
-from pfungst.examples import Batch, Examples, open_files, open_tensors
+from pfungst.examples import Batch, Examples, Files, open_files, open_tensors
+from pfungst.imports import open_relevance
 from pfungst.lrp import Preset
-from pfungst.methods import CONTROLS, Method, make_method, wrap_method
+from pfungst.maps import Subject
+from pfungst.methods import CONTROLS, Method, check_maps, make_method, stored_method, wrap_method
 from pfungst.models import LoadedModel, load_model
-from pfungst.quality.measures import DEFAULT, MEASURES, Measure, choose_measures
+from pfungst.quality.measures import DEFAULT, Measure, choose_measures
 from pfungst.quality.questions import MASKS, METHOD, Question, Scores
+from pfungst.runs import reopen
+from pfungst.sheets import write_evaluation, write_fragment
 from pfungst.store import Run, writing
+from pfungst.tables import Scored, Table, tabulate
+from pfungst.weights import digest_module
 
 METHODS = ("auto", "epsilon", "gradient", "gradient-x-input", "guided-backprop", "grad-cam", "integrated-gradients")
 EXAMPLES = 6  # pictures whose maps are kept to be looked at
@@ -47,48 +55,31 @@ class Part:
     seconds: float  # for one map
 
 
-@dataclass
-class Evaluation:
-    """Scores of every picture, by method and figure; ``tables.py`` sums them up, ``sheets.py`` shows them.
+class Evaluation(Scored):
+    """What ``evaluate`` returns: the scores, and ways to look at them."""
 
-    ids       of the pictures, (n,)
-    values    values[method][figure] is (n,) float64, NaN where not defined
-    curves    curves[method][measure][title] is (n, steps); shares[measure] is (steps,)
-    kinds     preset, baseline, control or own, by method
-    seconds   for one map of each method, on this machine
-    left_out  methods and measures that could not be done, with the reason
-    pictures  some pictures (k, H, W, 3) in 0 to 1, ``maps[method]`` (k, H, W) their maps, ``shown`` their names
-    """
+    def table(self) -> Table:
+        """Means with intervals, and which methods do not beat their controls."""
+        return tabulate(self)
 
-    ids: list[str] = field(default_factory=list)
-    values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    curves: dict[str, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict)
-    shares: dict[str, np.ndarray] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    measures: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
-    pictures: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3)))
-    maps: dict[str, np.ndarray] = field(default_factory=dict)
-    shown: list[str] = field(default_factory=list)
+    def write(self, out: str | Path) -> Path:
+        """Write evaluation.html (whose path is returned), evaluation.json, table.csv and pictures.csv into a folder."""
+        return write_evaluation(self, out)
 
     def _repr_html_(self) -> str:
-        from pfungst.sheets import write_fragment
-
         return write_fragment(self)
 
 
 def evaluate(
-    model: str | nn.Module | LoadedModel,
-    images: Any,
+    model: str | Path | nn.Module | LoadedModel,
+    images: Any = None,
     *,
     methods: Sequence[str | Path | Preset | Method] | Mapping[str, Any] | None = None,
     measures: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     masks: str | Path | None = None,
     objects: Sequence[str] | None = None,
-    target: str = "predicted",
+    relevance: Sequence[str | Path] = (),
+    target: str | None = None,
     limit: int | None = None,
     batch_size: int = 16,
     chunk: int = 64,
@@ -102,13 +93,16 @@ def evaluate(
 ) -> Evaluation:
     """Judge ways to explain a model on pictures.
 
+    model     as for an audit; or the folder of a finished run, which brings its pictures, preset and target, and its
+              maps where it kept them (``--full-maps``, ``--relevance``)
     images    a folder, manifest or picture; tensors x, (x, labels) or (x, labels, masks); or a loader of such batches
     methods   names (``methods.METHODS``), presets, preset files or ``Method`` objects; or a mapping from names to
               functions of inputs and targets that give maps.  Controls are added
     measures  names (``quality.measures.MEASURES``), or a mapping from names to options, e.g. {"srg": {"fill": "blur"}};
               by default those that are cheap, and localisation where there are masks
     masks     a folder of masks, COCO, YOLO or VOC annotations of the pictures; ``objects``: only these categories
-    target    whose score is explained: ``predicted`` or ``label``
+    relevance files of maps of these pictures that were made elsewhere (see ``imports.py``), judged beside the methods
+    target    whose score is explained: ``predicted`` (default) or ``label``
     limit     at most so many pictures, drawn over the classes with ``seed``
     chunk     pictures the model is asked at once by flipping
     out       a folder for what is finished, so that the same call goes on; nothing is kept without it
@@ -116,31 +110,73 @@ def evaluate(
     Raises SettingError, DataError, ModelError or RunError.  A method that fails for this model is left out, with the
     reason, in ``Evaluation.left_out``.
     """
-    if target not in TARGETS:
+    if target is not None and target not in TARGETS:
         raise SettingError(f"target is {target!r}", f"it is one of {', '.join(TARGETS)}")
-    if isinstance(model, nn.Module) and not isinstance(images, str | Path):
+    kept: list[Method] = []
+    if images is None:
+        subject, kept = _read_run(model, device)
+        model, images, target = subject.model, subject.data, target or subject.mode
+        if methods is None:
+            methods = (subject.lrp.preset, *METHODS[1:])
+    target = target or "predicted"
+    if isinstance(model, nn.Module) and not isinstance(images, str | Path | ImageData):
         if any(value is not None for value in model_options.values()):
             raise SettingError(f"{', '.join(model_options)} for tensors", "prepare the tensors as the model needs them")
-        loaded = load_model(model, device=device)
+        loaded = _wrap_module(model)
     else:
-        loaded = model if isinstance(model, LoadedModel) else load_model(model, device=device, **model_options)
-    if isinstance(images, str | Path):
+        spec = str(model) if isinstance(model, Path) else model
+        loaded = spec if isinstance(spec, LoadedModel) else load_model(spec, device=device, **model_options)
+    if isinstance(images, str | Path | ImageData):
         examples: Examples = open_files(
             loaded, images, masks=masks, objects=list(objects or ()), limit=limit, workers=workers, seed=seed
         )
-    elif masks is not None:
-        raise SettingError("masks as files for pictures as tensors", "give (x, labels, masks)")
+    elif masks is not None or relevance:
+        raise SettingError("masks or maps as files for pictures as tensors", "give (x, labels, masks), methods={...}")
     else:
         examples = open_tensors(images, bounds=bounds, limit=limit)
     options = dict(measures) if isinstance(measures, Mapping) else {}
     _check_options(options)
     names = DEFAULT + (("localisation",) if masks is not None else ()) if measures is None else tuple(measures)
-    chosen = _choose_methods(METHODS if methods is None else methods, loaded.module, examples, device)
+    kept += [_open_maps(path, examples) for path in relevance]
+    chosen = _choose_methods(METHODS if methods is None else methods, kept, loaded.module, examples, device)
     work = _Work(
         loaded, examples, chosen, choose_measures(names), options,
         target, batch_size, chunk, torch.device(device), None if out is None else Run(out), progress or _silent,
     )  # fmt: skip
     return work.do({"target": target, "limit": limit, "seed": seed, "batch_size": batch_size})
+
+
+def _read_run(path: Any, device: str) -> tuple[Subject, list[Method]]:
+    """What a finished run was about, and the maps that it kept."""
+    if not isinstance(path, str | Path) or not (Path(path) / "run.json").exists():
+        raise SettingError("no images", "give a folder of images, tensors or a loader; or the folder of a finished run")
+    subject, run = reopen(path, device=device).subject, Run(path)
+    if subject.settings.full_maps:
+
+        def read(rows: Sequence[int]) -> Tensor:
+            return torch.from_numpy(run.read_array("relevance", np.asarray(rows)))
+
+        return subject, [stored_method("run", read)]
+    if subject.given is not None:
+        given, size = subject.given, subject.preprocess.size
+        return subject, [stored_method("run", lambda rows: given.read_pixels(np.asarray(rows), size))]
+    return subject, []
+
+
+def _open_maps(path: str | Path, examples: Examples) -> Method:
+    assert isinstance(examples, Files)
+    assert examples.data is not None
+    given, size = open_relevance(path, examples.data.ids), tuple(examples.preprocess.size)  # type: ignore[union-attr]
+    kept = Path(path).stat() if Path(path).exists() else None
+    token = "" if kept is None else f"{kept.st_size} {kept.st_mtime_ns}"
+    return stored_method(Path(path).stem, lambda rows: given.read_pixels(np.asarray(rows), (size[0], size[1])), token)
+
+
+def _wrap_module(module: nn.Module) -> LoadedModel:
+    """A module that is asked with tensors, which need no preparation."""
+    if module.training:
+        raise ModelError("the model is in training mode", "call model.eval() first")
+    return LoadedModel(module, type(module).__name__, None, None, digest_module(module))
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -155,13 +191,13 @@ def _check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
             raise SettingError(f"{measure.name} has no option {unknown[0]!r}", f"it has {', '.join(known) or 'none'}")
 
 
-def _choose_methods(given: Any, model: nn.Module, examples: Examples, device: str) -> list[Method]:
+def _choose_methods(given: Any, kept: list[Method], model: nn.Module, examples: Examples, device: str) -> list[Method]:
     bounds = (examples.low[None].to(device), examples.high[None].to(device))
     if isinstance(given, Mapping):
         chosen = [wrap_method(name, function) for name, function in given.items()]
     else:
         chosen = [one if isinstance(one, Method) else make_method(one, model, bounds=bounds) for one in given]
-    chosen += [make_method(name, model) for name in CONTROLS]
+    chosen += kept + [make_method(name, model) for name in CONTROLS]
     known: dict[str, Method] = {}
     for one in chosen:
         rules = _rules(known.setdefault(one.name, one))
@@ -258,7 +294,7 @@ class _Work:
                 try:
                     if part is None:
                         if question is None:
-                            question = self.explain(method, base, target, masks, keep)
+                            question = self.explain(method, base, batch.rows, target, masks, keep)
                         part = self.score(measure, question)
                         self.write(name, part)
                 except _Refused as refused:
@@ -268,7 +304,9 @@ class _Work:
                     continue
                 self.parts.setdefault((method.name, measure.name), []).append(part)
             if method.name not in self.left_out and keep and question is None:
-                self.explain(method, base, target, masks, keep)  # its scores were there, its pictures are needed
+                self.explain(
+                    method, base, batch.rows, target, masks, keep
+                )  # its scores were there, its pictures are needed
 
     def choose_target(self, base: Question, batch: Batch) -> Tensor:
         outputs = base.outputs
@@ -285,12 +323,15 @@ class _Work:
         return batch.labels.to(self.device)
 
     def explain(
-        self, method: Method, base: Question, target: Tensor, masks: Tensor | None, keep: list[int]
+        self, method: Method, base: Question, rows: Sequence[int], target: Tensor, masks: Tensor | None, keep: list[int]
     ) -> Question:
         """The method's maps as a question; they are timed, and those of the examples kept."""
         start = time.perf_counter()
         try:
-            maps = method(base.x, target)
+            if method.stored is None:
+                maps = method(base.x, target)
+            else:
+                maps = check_maps(method.stored(rows), base.x, method.name)
         except (PfungstError, RuntimeError, NotImplementedError) as error:
             raise _Refused(method.name, first_line(error)) from error
         if self.device.type == "cuda":
@@ -309,8 +350,9 @@ class _Work:
         if MASKS in measure.needs and question.masks is None:
             raise _Refused(measure.name, "needs masks: give --masks")
         assert question.method is not None
-        if METHOD in measure.needs and question.method.make is None and measure.name == "randomisation":
-            raise _Refused(f"{question.method.name}: {measure.name}", "needs the method for other models")
+        alone = question.method.make is None and measure.name == "randomisation"
+        if METHOD in measure.needs and (alone or question.method.stored is not None):
+            raise _Refused(f"{question.method.name}: {measure.name}", "needs the method itself, not just maps")
         broken = ~torch.isfinite(question.maps).flatten(1).all(1)
         maps = question.maps.nan_to_num(0, 0, 0)
         asked = question
@@ -328,8 +370,8 @@ class _Work:
 
     def digest(self, method: Method, measure: Measure) -> str:
         """Of what decides a part beside the folder's identity: the options, and a preset's rules."""
-        rules = _rules(method) or repr(getattr(method.explain, "keywords", ""))
-        text = json.dumps([dict(self.options.get(measure.name, {})), rules], default=str, sort_keys=True)
+        rules = _rules(method) or getattr(method.explain, "keywords", "")
+        text = json.dumps([dict(self.options.get(measure.name, {})), rules, method.token], default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def read(self, name: str) -> Part | None:
@@ -338,7 +380,7 @@ class _Work:
         try:
             with np.load(self.run.path / name, allow_pickle=False) as file:
                 content = {key: file[key] for key in file.files}
-        except (OSError, ValueError):  # torn by a disk that lost power: done again
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # torn by a disk that lost power: done again
             return None
         figures = {key[2:]: value for key, value in content.items() if key.startswith("f/")}
         curves = {key[2:]: value for key, value in content.items() if key.startswith("c/")}
@@ -398,10 +440,3 @@ class _Refused(Exception):
 
 def _slug(name: str) -> str:
     return "".join(char if char.isalnum() or char in "-." else "-" for char in name)[:80]
-
-
-def list_figures(measures: Sequence[str]) -> Iterator[tuple[Measure, str]]:
-    """Every measure with the name of each of its figures."""
-    for name in measures:
-        for figure in MEASURES[name].figures:
-            yield MEASURES[name], figure

@@ -8,7 +8,7 @@ beside them: ``wrap_method``.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,9 @@ class Method:
     ``kind``: preset, baseline, control (a map that knows nothing of the model), or own.
     ``make``: the same method for another model, None where nobody can say (measures that need it leave it out).
     ``passes``: through the model for one picture, in words.
+    ``stored``: reads the maps (n, H, W) of pictures by their rows, for maps that were made before; ``explain`` then
+    raises, and measures that need maps of other pictures, classes or models leave the method out.  ``token``: what
+    tells them from other maps of that name.
     """
 
     name: str
@@ -66,6 +69,8 @@ class Method:
     explain: Callable[[Tensor, Target], Tensor]
     passes: str = ""
     make: Callable[[Any], Callable[[Tensor, Target], Tensor]] | None = None
+    stored: Callable[[Sequence[int]], Tensor] | None = None
+    token: str = ""
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         return check_maps(self.explain(x, target), x, self.name)
@@ -124,6 +129,15 @@ def wrap_method(name: str, explain: Callable[[Tensor, Any], Any]) -> Method:
         return torch.as_tensor(explain(x, target))
 
     return Method(name, "own", explain_tensor, "unknown")
+
+
+def stored_method(name: str, read: Callable[[Sequence[int]], Tensor], token: str = "") -> Method:
+    """Maps that were made before, read by the rows of their pictures."""
+
+    def explain(x: Tensor, target: Target) -> Tensor:
+        raise SettingError(f"{name} is maps of certain pictures", "give a method for other ones")
+
+    return Method(name, "own", explain, "0", stored=read, token=token)
 
 
 def check_maps(maps: Tensor, x: Tensor, name: str) -> Tensor:

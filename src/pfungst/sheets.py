@@ -13,16 +13,15 @@ import numpy as np
 from pfungst import heatmaps
 from pfungst.cards import embed_png
 from pfungst.charts import draw_flipping, write_colours
-from pfungst.evaluations import Evaluation
 from pfungst.quality.measures import MEASURES
 from pfungst.store import Run
-from pfungst.tables import Cell, Table, tabulate, write_number
+from pfungst.tables import Cell, Scored, Table, tabulate, write_number
 
 _SIDE = 150  # of a picture in the grid of examples, in pixels
 BETTER = {"high": "higher is better", "low": "lower is better", "": ""}
 
 
-def write_evaluation(evaluation: Evaluation, out: str | Path) -> Path:
+def write_evaluation(evaluation: Scored, out: str | Path) -> Path:
     """Write all files into ``out`` and return the path of the page."""
     run, table = Run(out), tabulate(evaluation)
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -33,7 +32,7 @@ def write_evaluation(evaluation: Evaluation, out: str | Path) -> Path:
     return run.path / "evaluation.html"
 
 
-def describe_evaluation(evaluation: Evaluation, table: Table) -> dict[str, Any]:
+def describe_evaluation(evaluation: Scored, table: Table) -> dict[str, Any]:
     """The table and what it is of, as JSON has it; what is not defined is null."""
     rows = []
     for method in table.methods:
@@ -53,7 +52,7 @@ def _describe_cell(cell: Cell) -> dict[str, Any]:
     return {**{k: v if math.isfinite(v) else None for k, v in numbers.items()}, "n": cell.n, "worse_than": worse}
 
 
-def _write_table(evaluation: Evaluation, table: Table) -> str:
+def _write_table(evaluation: Scored, table: Table) -> str:
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["method", "kind", "seconds", "figure", "mean", "low", "high", "n", "does not beat"])
@@ -66,7 +65,7 @@ def _write_table(evaluation: Evaluation, table: Table) -> str:
     return text.getvalue()
 
 
-def _write_pictures(evaluation: Evaluation) -> str:
+def _write_pictures(evaluation: Scored) -> str:
     """Every figure of every picture, a row for a picture and a method."""
     text = io.StringIO()
     rows = csv.writer(text)
@@ -79,17 +78,17 @@ def _write_pictures(evaluation: Evaluation) -> str:
     return text.getvalue()
 
 
-def write_page(evaluation: Evaluation, table: Table) -> str:
+def write_page(evaluation: Scored, table: Table) -> str:
     """One self-contained page: the table, curves, examples."""
     return _render("evaluation.html", evaluation, table)
 
 
-def write_fragment(evaluation: Evaluation) -> str:
+def write_fragment(evaluation: Scored) -> str:
     """The table alone, for notebooks."""
     return _render("evaluation_table.html", evaluation, tabulate(evaluation))
 
 
-def _render(template: str, evaluation: Evaluation, table: Table) -> str:
+def _render(template: str, evaluation: Scored, table: Table) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -105,7 +104,7 @@ def _render(template: str, evaluation: Evaluation, table: Table) -> str:
     )  # fmt: skip
 
 
-def _charts(evaluation: Evaluation, table: Table) -> list[dict[str, Any]]:
+def _charts(evaluation: Scored, table: Table) -> list[dict[str, Any]]:
     """The flipping curves of every method, one small chart each, on one scale for a measure."""
     found = []
     for measure in evaluation.measures:
@@ -120,7 +119,7 @@ def _charts(evaluation: Evaluation, table: Table) -> list[dict[str, Any]]:
     return found
 
 
-def _examples(evaluation: Evaluation, table: Table) -> list[dict[str, Any]]:
+def _examples(evaluation: Scored, table: Table) -> list[dict[str, Any]]:
     """Rows of pictures: each with its map by every method, at its own scale."""
     rows = []
     for i, name in enumerate(evaluation.shown):

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from pfungst.evaluations import Evaluation, list_figures
-from pfungst.quality.measures import Figure
+from pfungst.quality.measures import MEASURES, Figure, Measure
 
 DRAWS = 2000
+
+
+@dataclass
+class Scored:
+    """Scores of every picture, by method and figure.
+
+    ids       of the pictures, (n,)
+    values    values[method][figure] is (n,) float64, NaN where not defined
+    curves    curves[method][measure][title] is (n, steps); shares[measure] is (steps,)
+    kinds     preset, baseline, control or own, by method
+    seconds   for one map of each method, on this machine
+    left_out  methods and measures that could not be done, with the reason
+    pictures  some pictures (k, H, W, 3) in 0 to 1, ``maps[method]`` (k, H, W) their maps, ``shown`` their names
+    """
+
+    ids: list[str] = field(default_factory=list)
+    values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    curves: dict[str, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict)
+    shares: dict[str, np.ndarray] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    measures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    pictures: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3)))
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+    shown: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -37,7 +66,7 @@ class Table:
     cells: dict[str, dict[str, Cell]]
 
 
-def tabulate(evaluation: Evaluation, level: float = 0.95, seed: int = 0) -> Table:
+def tabulate(evaluation: Scored, level: float = 0.95, seed: int = 0) -> Table:
     """The table of an evaluation; the same seed gives the same intervals."""
     n = len(evaluation.ids)
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)
@@ -75,7 +104,7 @@ def _interval(values: np.ndarray, weights: np.ndarray, tails: list[float]) -> tu
     return float(low), float(high)
 
 
-def _sort(evaluation: Evaluation, figures: dict[str, Figure], cells: dict[str, dict[str, Cell]]) -> tuple[str, ...]:
+def _sort(evaluation: Scored, figures: dict[str, Figure], cells: dict[str, dict[str, Cell]]) -> tuple[str, ...]:
     first = next((name for name, figure in figures.items() if figure.better), None)
 
     def key(method: str) -> tuple[bool, float]:
@@ -93,3 +122,10 @@ def write_number(value: float) -> str:
     if value and (abs(value) >= 1e4 or abs(value) < 1e-3):
         return f"{value:.1e}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
+
+
+def list_figures(measures: Sequence[str]) -> Iterator[tuple[Measure, str]]:
+    """Every measure with the name of each of its figures."""
+    for name in measures:
+        for figure in MEASURES[name].figures:
+            yield MEASURES[name], figure
