@@ -34,6 +34,7 @@ examples
 quality
 tables
 sheets
+trials
 explanations
 vectors
 imports
@@ -59,6 +60,7 @@ placements
 pipeline explain
 runs
 evaluations
+tuning
 plot widget viewer
 demo
 terminal
@@ -70,7 +72,7 @@ __main__
 INSIDE = {
     "lrp": "operators targets | modules | tokens | plan functions calls marks | samples rules | unbiased | gradients"
     " presets pools | preset_files cells | interception | handlers | even | products | nodes | norms | recurrent"
-    " | results places | inputs streams | traces | engine | concepts adapters",
+    " | results places | inputs streams | traces | engine | concepts adapters layer_groups",
     "viewer": "access calls opened lassos | jobs columns selections downloads laboratory comparison | layouts own"
     " | planes | server",
     "quality": "questions | pixel_flipping localisation complexity robustness class_sensitivity conservation"

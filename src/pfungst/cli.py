@@ -104,6 +104,7 @@ def cli() -> None:
     Your model:           pfungst audit torchvision:resnet50 images/ --out runs/first
     A few pictures:       pfungst explain torchvision:resnet50 dog.jpg --out maps
     Is the map right?     pfungst evaluate torchvision:resnet50 images/ --out quality
+    Better maps:          pfungst tune torchvision:resnet50 images/ --out rules.json
     """
 
 
@@ -230,6 +231,46 @@ def evaluate(model: str, images: str | None, out: str, as_json: bool, **options:
         click.echo(json.dumps(describe_evaluation(found, table), indent=1))
     else:
         print_evaluation(found, table, page)
+
+
+@cli.command(
+    epilog="Example:  pfungst tune torchvision:resnet50 photos/ --out resnet50.json --masks photos_masks/",
+    help="Search the rules for each group of layers of MODEL that explain IMAGES best, and write a preset file.\n\n"
+    "Half of the pictures are searched on, the other half says whether the result beats the named presets; if it does "
+    "not, the best of these is written. --preset FILE of audit, explain and --methods FILE of evaluate take it.\n\n"
+    + _MODEL_HELP
+    + "\n\nThe same command again goes on where it was stopped.",
+)
+@click.argument("model")
+@click.argument("images", type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="The preset file, NAME.json; NAME.tuning/ tells all.")
+@click.option("--masks", default=None, type=click.Path(), help="Where the objects are, as of evaluate.")
+@click.option("--objects", default="", help="Only these annotated categories, separated by commas.")
+@click.option(
+    "--objective",
+    default="srg=1,localisation=1,class=1",
+    show_default=True,
+    help="Weights of SRG, of the relevance on the object (with --masks), and of telling classes apart.",
+)
+@click.option("--groups", default=3, show_default=True, type=click.IntRange(1), help="Parts of the convolutions.")
+@click.option("--budget", default=80, show_default=True, type=click.IntRange(1), help="Presets tried at most.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(8), help="Pictures used at most.")
+@click.option("--target", default="predicted", show_default=True, type=click.Choice(["predicted", "label"]))
+@click.option("--json", "as_json", is_flag=True, help="Print all that was tried as JSON and nothing else.")
+@_flags({"weights", "size", "mean", "std", "channels", "classes", "batch_size", "device", "workers", "seed"})
+def tune(model: str, images: str, out: str, as_json: bool, **options: Any) -> None:
+    from pfungst.terminal import print_tuning
+    from pfungst.tuning import parse_objective
+    from pfungst.tuning import tune as run_search
+
+    options["objects"] = _parts(options["objects"])
+    options["objective"] = parse_objective(options["objective"])
+    with show_progress(quiet=as_json) as tell:
+        found = run_search(model, images, out=out, progress=tell, **options)
+    if as_json:
+        click.echo(json.dumps(found.record(), indent=1))
+    else:
+        print_tuning(found, out)
 
 
 def _parts(text: str) -> list[str]:

@@ -119,6 +119,38 @@ def evaluate(
         if methods is None:
             methods = (subject.lrp.preset, *METHODS[1:])
     target = target or "predicted"
+    loaded, examples = open_pictures(
+        model, images, masks=masks, objects=objects, limit=limit, workers=workers, device=device, seed=seed,
+        bounds=bounds, **model_options,
+    )  # fmt: skip
+    if relevance and not isinstance(examples, Files):
+        raise SettingError("maps as files for pictures as tensors", "give methods={...}")
+    options = dict(measures) if isinstance(measures, Mapping) else {}
+    _check_options(options)
+    names = DEFAULT + (("localisation",) if masks is not None else ()) if measures is None else tuple(measures)
+    kept += [_open_maps(path, examples) for path in relevance]
+    chosen = _choose_methods(METHODS if methods is None else methods, kept, loaded.module, examples, device)
+    work = _Work(
+        loaded, examples, chosen, choose_measures(names), options,
+        target, batch_size, chunk, torch.device(device), None if out is None else Run(out), progress or _silent,
+    )  # fmt: skip
+    return work.do({"target": target, "limit": limit, "seed": seed, "batch_size": batch_size})
+
+
+def open_pictures(
+    model: str | Path | nn.Module | LoadedModel,
+    images: Any,
+    *,
+    masks: str | Path | None = None,
+    objects: Sequence[str] | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    device: str = "cpu",
+    seed: int = 0,
+    bounds: tuple[Any, Any] | None = None,
+    **model_options: Any,
+) -> tuple[LoadedModel, Examples]:
+    """The model and the pictures of a call such as ``evaluate``, whose arguments these are."""
     if isinstance(model, nn.Module) and not isinstance(images, str | Path | ImageData):
         if any(value is not None for value in model_options.values()):
             raise SettingError(f"{', '.join(model_options)} for tensors", "prepare the tensors as the model needs them")
@@ -130,20 +162,11 @@ def evaluate(
         examples: Examples = open_files(
             loaded, images, masks=masks, objects=list(objects or ()), limit=limit, workers=workers, seed=seed
         )
-    elif masks is not None or relevance:
-        raise SettingError("masks or maps as files for pictures as tensors", "give (x, labels, masks), methods={...}")
+    elif masks is not None:
+        raise SettingError("masks as files for pictures as tensors", "give (x, labels, masks)")
     else:
         examples = open_tensors(images, bounds=bounds, limit=limit)
-    options = dict(measures) if isinstance(measures, Mapping) else {}
-    _check_options(options)
-    names = DEFAULT + (("localisation",) if masks is not None else ()) if measures is None else tuple(measures)
-    kept += [_open_maps(path, examples) for path in relevance]
-    chosen = _choose_methods(METHODS if methods is None else methods, kept, loaded.module, examples, device)
-    work = _Work(
-        loaded, examples, chosen, choose_measures(names), options,
-        target, batch_size, chunk, torch.device(device), None if out is None else Run(out), progress or _silent,
-    )  # fmt: skip
-    return work.do({"target": target, "limit": limit, "seed": seed, "batch_size": batch_size})
+    return loaded, examples
 
 
 def _read_run(path: Any, device: str) -> tuple[Subject, list[Method]]:
