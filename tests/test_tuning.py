@@ -65,8 +65,9 @@ def test_a_planted_better_rule_is_found_and_proven_on_the_other_half() -> None:
         assert one.figures["mass"] == pytest.approx(0.1 / 0.6, abs=1e-3)
         assert one.gains["mass"][0] == pytest.approx(0.8 - 0.1 / 0.6, abs=2e-3)
         assert one.gains["score"][1] > 0
-    # (mean mass - a) / (1 - a), by hand: a is 1 of 36 pixels.
-    assert found.held[0].score == pytest.approx((0.8 - 1 / 36) / (1 - 1 / 36), abs=1e-3)
+    # (mean mass - a) / (1 - a), by hand, over that of the named presets: a is 1 of 36 pixels.
+    assert found.held[0].score == pytest.approx((0.8 - 1 / 36) / (0.1 / 0.6 - 1 / 36), abs=1e-2)
+    assert found.held[1].score == pytest.approx(1, abs=1e-2)
     assert "beats every named one" in found.lines()[0]
 
 
@@ -169,7 +170,11 @@ def test_scores_of_trials_are_those_of_the_measures() -> None:
         alike = float(MEASURES["class-sensitivity"](question).figures["top_two"].mean())
         assert one.figures["srg"] == pytest.approx(srg, abs=1e-6)
         assert one.figures["alike"] == pytest.approx(alike, abs=1e-5)
-        assert one.score == pytest.approx((2 * srg + (1 - alike) / 2) / 3, abs=1e-5)
+        wanted = (2 * srg / found.scales["srg"] + (1 - alike) / 2 / found.scales["class"]) / 3
+        assert one.score == pytest.approx(wanted, abs=1e-5)
+    # 1 is what the best named preset reaches on the search half.
+    assert found.scales["class"] == pytest.approx(max((1 - one.figures["alike"]) / 2 for one in found.tried))
+    assert found.scales["srg"] == pytest.approx(max(0.05, *(one.figures["srg"] for one in found.tried)))
 
 
 def test_gains_are_paired() -> None:
@@ -182,14 +187,15 @@ def test_gains_are_paired() -> None:
         "share": np.full(200, np.nan),
     }
     worse = {**better, "srg": hard + 0.05 * rng.random(200)}
-    gains = compare(better, worse, {"srg": 1, "class": 1, "localisation": 1}, 0)
+    scales = {"srg": 0.5, "class": 1.0}
+    gains = compare(better, worse, {"srg": 1, "class": 1, "localisation": 1}, scales, 0)
     assert gains["srg"][0] == pytest.approx(0.075, abs=0.005)
     assert 0.06 < gains["srg"][1] < gains["srg"][0] < gains["srg"][2] < 0.09
-    assert gains["score"][0] == pytest.approx(gains["srg"][0] / 2)
+    assert gains["score"][0] == pytest.approx(gains["srg"][0])
     assert "mass" not in gains
     assert set(find_terms(better)) == {"srg", "class"}
     with pytest.raises(SettingError, match="only what is not known"):
-        weigh({"srg": 0.1}, {"srg": 0.0})
+        weigh({"srg": 0.1}, {"srg": 0.0}, scales)
 
 
 class Deep(nn.Module):

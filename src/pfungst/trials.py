@@ -202,16 +202,20 @@ def find_terms(figures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: values for name, values in terms.items() if np.isfinite(values).any()}
 
 
-def weigh(means: Mapping[str, Any], weights: Mapping[str, float]) -> Any:
-    """The score of means of the terms."""
+def weigh(means: Mapping[str, Any], weights: Mapping[str, float], scales: Mapping[str, float]) -> Any:
+    """The score of means of the terms: each over its scale, weighed."""
     total = sum(weights[name] for name in means)
     if not total:
         raise SettingError("the objective weighs only what is not known here", "give masks, or another objective")
-    return sum(weights[name] * mean for name, mean in means.items()) / total
+    return sum(weights[name] * mean / scales[name] for name, mean in means.items()) / total
 
 
 def compare(
-    found: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], weights: Mapping[str, float], seed: int
+    found: Mapping[str, np.ndarray],
+    other: Mapping[str, np.ndarray],
+    weights: Mapping[str, float],
+    scales: Mapping[str, float],
+    seed: int,
 ) -> dict[str, tuple[float, float, float]]:
     """Mean and 95 % bootstrap interval of the paired difference of each figure and of the score."""
     n = len(found["srg"])
@@ -227,7 +231,7 @@ def compare(
     terms, others = find_terms(found), find_terms(other)
     drawn_means = {name: means(terms[name] - others[name]) for name in terms}
     differences = {name: means(found[name] - other[name]) for name in ("srg", "mass", "alike")}
-    differences["score"] = weigh(drawn_means, weights)
+    differences["score"] = weigh(drawn_means, weights, scales)
     result = {}
     for name, values in differences.items():
         if np.isfinite(values[0]):
