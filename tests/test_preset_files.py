@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from pfungst.errors import SettingError
+from pfungst.errors import RunError, SettingError
 from pfungst.lrp import LRP, PRESETS, Preset, Row, preset, read_preset, write_preset
 from pfungst.lrp.preset_files import read_notes
 from pfungst.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Pass, Recurrent, Rule, WSquare, ZBox, ZPlus
 from pfungst.methods import make_method
-from pfungst.pipeline import make_settings
+from pfungst.pipeline import audit, make_settings
+from pfungst.runs import reopen
 from pfungst.settings import Settings
 
 EVERY = Preset(
@@ -131,7 +132,7 @@ def test_what_cannot_be_read_or_written_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "x.json").exists()
 
 
-def small() -> nn.Module:
+def network() -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)]
     return nn.Sequential(*layers).eval()
@@ -140,7 +141,7 @@ def small() -> nn.Module:
 def test_every_node_gets_the_rule_of_the_file(tmp_path: Path) -> None:
     mine = Preset("mine", (Row(Flat(), position="input"), Row(Gamma(0.123456789), name="2"), Row(Epsilon(0.25))))
     write_preset(mine, tmp_path / "mine.json")
-    model, x = small(), torch.randn(2, 3, 8, 8)
+    model, x = network(), torch.randn(2, 3, 8, 8)
     plan = LRP(model, str(tmp_path / "mine.json")).plan(x)
     assert {step.name: step.rule for step in plan.steps if step.kind} == {
         "0": "Flat() at the input", "2": "Gamma(gamma=0.123456789)", "5": "Epsilon(epsilon=0.25)"
@@ -167,3 +168,18 @@ def test_a_run_depends_on_what_the_file_says(tmp_path: Path) -> None:
         Settings(preset="nothing")
     with pytest.raises(SettingError, match="there is no preset file"):
         Settings(preset="nothing.json")
+
+
+def test_an_audit_by_a_file_is_taken_up_again_without_it(small: Any, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    write_preset(Preset("mine", (Row(Gamma(0.1), "convolution"), Row(Epsilon(0.01)))), file)
+    run = tmp_path / "run"
+    audit(small.model, small.photos, out=run, preset=str(file), **small.settings)
+    assert json.loads((run / "run.json").read_text())["preset"].startswith("mine [convolution/anywhere/*: Gamma")
+    moved = file.rename(tmp_path / "moved.json")
+    audit(small.model, small.photos, out=run, preset=moved, **small.settings)  # the same preset: the same run
+    assert reopen(run).subject.lrp.preset == read_preset(moved)
+    write_preset(Preset("mine", (Row(Gamma(0.2), "convolution"), Row(Epsilon(0.01)))), moved)
+    with pytest.raises(RunError, match="belongs to another audit"):
+        audit(small.model, small.photos, out=run, preset=str(moved), **small.settings)
+    assert reopen(run).subject.lrp.preset != read_preset(moved)
