@@ -99,6 +99,8 @@ def test_where_named_presets_are_best_one_is_written(tmp_path: Path) -> None:
     assert read_preset(tmp_path / "rules.json") == found.preset == preset(found.preset.name)
     assert "nothing better" in found.lines()[0]
     assert all(not one.gains for one in found.held)
+    assert read_preset(tmp_path / "rules.tuning" / "found.json") == found.found
+    assert any("are few" in note for note in found.notes)
 
 
 def network() -> nn.Module:

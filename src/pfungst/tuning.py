@@ -46,6 +46,7 @@ ATTENTION = ("cp-lrp", "attnlrp-gamma")  # besides, where ``auto`` takes the mod
 RULES: tuple[Rule, ...] = (
     Gamma(0.1), Gamma(0.25), Gamma(1.0), ZPlus(), Epsilon(1e-6), Epsilon(0.01), Epsilon(0.25), AlphaBeta(2, 1)
 )  # fmt: skip
+FEW = 50  # pictures
 SMALLEST = 0.05  # where no named preset gets further, differences are not blown up
 WEIGHTS = {"srg": 1.0, "localisation": 1.0, "class": 1.0}
 
@@ -121,6 +122,7 @@ class Tuning:
         return [
             f"The tuned preset does not beat every named one for certain: {told}.",
             f"The named preset {self.preset.name} is written. (The search half promised more, because it chose.)",
+            "More pictures (--limit) make the intervals narrower; the tuned preset is kept beside, as found.json.",
         ]
 
     def record(self) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def tune(
 
     images     as of ``evaluate``: a folder, a manifest, tensors x, (x, labels) or (x, labels, masks), or a loader
     out        the preset file to write, NAME.json; what is finished lies in NAME.tuning beside it, where the same call
-               goes on after a kill, and tuning.json tells everything
+               goes on after a kill, with all that was tried (tuning.json) and the search's own preset (found.json)
     objective  weights of srg, localisation (left out without masks) and class; by default 1 each
     groups     parts of the convolutions (of the dense layers, where there are more of them)
     rules      tried for each group; at the input also flat, z^B, and flat until some of the first layers
@@ -198,6 +200,7 @@ def tune(
         }
         write_preset(tuning.preset, path, {"tuned": told})
         Run(_work_folder(path)).write_json("tuning.json", tuning.record())
+        write_preset(tuning.found, _work_folder(path) / "found.json", {"tuned": told})
     return tuning
 
 
@@ -292,6 +295,8 @@ class _Search:
             "pictures": self.bench.examples.digest, "seed": self.bench.seed, "target": self.bench.target,
             "start": start.name, **rows,
         }  # fmt: skip
+        if len(self.bench.ids) < FEW:
+            notes.append(f"{len(self.bench.ids)} pictures are few: intervals are wide, give 100 or 200")
         skipped = [f"not read: {name}: {why}" for name, why in self.bench.examples.skipped.items()]
         return Tuning(
             found if proven else best, found, proven, improved, {group.name: group.nodes for group in groups},
