@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from cifar_planted import PREPROCESS, ResNet  # the script beside this one
+from cifar_planted import PREPROCESS, ResNet  # the scripts beside this one
+from engine import import_torchvision
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
@@ -54,6 +55,7 @@ def open_resnet(folder: Path) -> tuple[LoadedModel, Path]:
 
 def open_squeezenet(folder: Path) -> tuple[LoadedModel, Path]:
     """SqueezeNet 1.1 and one ImageNet picture a class: BGR, 0 to 255 less the mean, centre crop of 227."""
+    import_torchvision()
     model = load_model(
         "torchvision:squeezenet1_1", weights=DATA / "imagenet-models" / "squeezenet1_1_imagenet.safetensors",
         size=227, mean=(104, 117, 123), std=(1.0, 1.0, 1.0), channels="BGR",
