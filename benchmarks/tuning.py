@@ -5,7 +5,7 @@
 
 Networks: ResNet-20 (CIFAR-10) and SqueezeNet 1.1 (ImageNet), see the data folder's SOURCES.md.  There are no masks for
 their pictures, so that the score is of SRG and of telling classes apart.  ``mosaics`` has masks: 2 x 2 pictures of
-ImageNet at half size, the class of one is explained, and its quarter is the object.  ``benchmarks/results/tuning.csv``
+ImageNet at half size, of which SqueezeNet sees one, whose quarter is the object.  ``benchmarks/results/tuning.csv``
 has a row a preset and network: figures on the held-back half, and the tuned preset's gain over it with its 95 %
 interval; docs/guides/tuning.md gets the table.
 """
@@ -66,7 +66,7 @@ def open_squeezenet(folder: Path) -> tuple[LoadedModel, Path]:
 
 
 def open_mosaics(folder: Path) -> tuple[LoadedModel, tuple[Tensor, Tensor, Tensor]]:
-    """Mosaics of pictures that SqueezeNet recognises (p > 0.5): inputs, the class of one of the four, its quarter."""
+    """Mosaics of pictures that SqueezeNet recognises (p > 0.5), and the quarter whose class it sees in the mosaic."""
     loaded, pictures = open_squeezenet(folder)
     assert loaded.preprocess is not None
     data = read_images(pictures)
@@ -82,17 +82,20 @@ def open_mosaics(folder: Path) -> tuple[LoadedModel, tuple[Tensor, Tensor, Tenso
     small = torch.cat(kept)
     n = len(small)
     mosaics, masks = torch.zeros(n, 3, 228, 228), torch.zeros(n, 228, 228, dtype=torch.bool)
+    kept_rows = []
     for i in range(n):
-        for place in range(4):  # the picture itself at i % 4, the next three around it
+        for place in range(4):
             top, left = 114 * (place // 2), 114 * (place % 2)
-            mosaics[i, :, top : top + 114, left : left + 114] = small[(i + (place - i) % 4) % n]
-        top, left = 114 * (i % 4 // 2), 114 * (i % 2)
-        masks[i, top : top + 114, left : left + 114] = True
-    return LoadedModel(loaded.module, "SqueezeNet 1.1", None, None, loaded.digest), (
-        mosaics,
-        torch.tensor(known),
-        masks,
-    )
+            mosaics[i, :, top : top + 114, left : left + 114] = small[(i + place) % n]
+        with torch.no_grad():
+            seen = int(loaded.module(mosaics[i : i + 1]).argmax())
+        places = [place for place in range(4) if known[(i + place) % n] == seen]
+        if len(places) == 1:
+            top, left = 114 * (places[0] // 2), 114 * (places[0] % 2)
+            masks[i, top : top + 114, left : left + 114] = True
+            kept_rows.append(i)
+    silent = LoadedModel(loaded.module, "SqueezeNet 1.1", None, None, loaded.digest)
+    return silent, (mosaics[kept_rows], torch.full((len(kept_rows),), -1), masks[kept_rows])
 
 
 def _pictures(folder: Path) -> Path:
@@ -178,10 +181,8 @@ def main() -> None:
             def tell(stage: str, done: int, total: int) -> None:
                 print(f"\r{stage} {done} of {total}   ", end="", flush=True)
 
-            target = "label" if network == "mosaics" else "predicted"
             found = tune(
-                model, pictures, out=out, limit=args.limit, budget=args.budget, seed=args.seed, target=target,
-                progress=tell,
+                model, pictures, out=out, limit=args.limit, budget=args.budget, seed=args.seed, progress=tell
             )  # fmt: skip
             rows += list_rows(network, found, args.seed, (time.perf_counter() - start) / 60)
         print("", network, *found.lines(), sep="\n")

@@ -211,6 +211,11 @@ def test_what_is_asked_wrongly_is_said(model: nn.Module) -> None:
         judge(model, methods=["lime"])
 
 
+def test_what_a_method_chose_is_told(model: nn.Module) -> None:
+    found = judge(model, methods=["grad-cam"], measures=["complexity"])
+    assert found.notes == ["grad-cam looks at layer look: 2 channels of 16 x 16"]
+
+
 def test_rows_are_drawn_from_all_classes() -> None:
     labels = np.repeat([0, 1, 2], [50, 5, 2])
     rows = spread_rows(labels, 9, seed=0)

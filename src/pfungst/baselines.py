@@ -143,6 +143,23 @@ def grad_cam(model: nn.Module, x: Tensor, target: Target, layer: str | None = No
     ``layer``: path of a module that returns (n, channels, height, width); by default the last that does, of more than
     one place.  Source: Selvaraju et al. 2017.
     """
+    name, activation, value = _watch(model, x, target, layer)
+    (slope,) = torch.autograd.grad(value.sum(), activation, allow_unused=True)
+    if slope is None:
+        raise RelevanceError(f"the output does not depend on layer {name}", "name another one with layer=")
+    cam = (slope.mean((2, 3), keepdim=True) * activation.detach()).sum(1, keepdim=True).clamp(min=0)
+    return functional.interpolate(cam, x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+def tell_layer(model: nn.Module, x: Tensor, layer: str | None = None) -> str:
+    """What Grad-CAM looks at in this model, in words."""
+    name, activation, _ = _watch(model, x[:1], None, layer)
+    channels, height, width = activation.shape[1:]
+    return f"grad-cam looks at layer {name}: {channels} channels of {height} x {width}"
+
+
+def _watch(model: nn.Module, x: Tensor, target: Target, layer: str | None) -> tuple[str, Tensor, Tensor]:
+    """Name and activation of the layer, and the scores (n,), with what autograd needs to know."""
     paths = module_paths(model)
     if layer is not None and layer not in paths:
         raise SettingError(f"the model has no layer {layer!r}", f"some of them: {', '.join(list(paths)[-6:])}")
@@ -158,17 +175,13 @@ def grad_cam(model: nn.Module, x: Tensor, target: Target, layer: str | None = No
         asked = x.detach().clone().requires_grad_()
         with visiting(model, [layer] if layer is not None else list(paths), visit):
             value, _ = score(model, asked, target)
-        if not kept:
-            raise RelevanceError(
-                f"no layer{'' if layer is None else f' {layer}'} returns (n, channels, height, width)",
-                "Grad-CAM needs one: name it with layer=, or take another method",
-            )
-        (activation,) = kept.values()
-        (slope,) = torch.autograd.grad(value.sum(), activation, allow_unused=True)
-    if slope is None:
-        raise RelevanceError(f"the output does not depend on layer {next(iter(kept))}", "name another one with layer=")
-    cam = (slope.mean((2, 3), keepdim=True) * activation.detach()).sum(1, keepdim=True).clamp(min=0)
-    return functional.interpolate(cam, x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    if not kept:
+        raise RelevanceError(
+            f"no layer{'' if layer is None else f' {layer}'} returns (n, channels, height, width)",
+            "Grad-CAM needs one: name it with layer=, or take another method",
+        )
+    ((name, activation),) = kept.items()
+    return name, activation, value
 
 
 def occlusion(model: Model, x: Tensor, target: Target, window: int | None = None) -> Tensor:

@@ -15,6 +15,7 @@ import json
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,8 @@ class _Work:
         done = 0
         batches = self.examples.batches(self.batch_size)
         for number, batch in enumerate(batches):
+            if number == 0:
+                self.tell_choices(batch.x.to(self.device))
             keep = [i for i, row in enumerate(batch.rows) if row in shown]
             self.judge(number, batch, keep)
             found.ids += batch.ids
@@ -279,6 +282,13 @@ class _Work:
         if not found.ids:
             raise DataError("none of the pictures can be read", "check the folder")
         return self.collect(found, pictures)
+
+    def tell_choices(self, x: Tensor) -> None:
+        """Note what methods chose for themselves."""
+        for method in self.methods:
+            if method.about is not None:
+                with suppress(PfungstError, RuntimeError):  # of which its maps will tell
+                    self.examples.notes.append(method.about(x))
 
     def begin(self, about: Mapping[str, Any]) -> None:
         """Make sure that the folder's parts are of this model and these pictures."""
@@ -366,7 +376,7 @@ class _Work:
             base.model, base.x, target, maps, method, None if masks is None else masks.to(self.device),
             self.examples.low.to(self.device), self.examples.high.to(self.device), self.chunk,
         )  # fmt: skip
-        asked.__dict__["outputs"] = base.outputs  # asked once for all methods
+        asked.__dict__.update(outputs=base.outputs, layout=base.layout)  # found out once for all methods
         return asked
 
     def score(self, measure: Measure, question: Question) -> Part:

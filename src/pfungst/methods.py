@@ -27,22 +27,27 @@ Explain = Callable[[Any, Tensor, Target], Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a method explains, and what it costs: ``passes`` through the model a picture (a backward pass is one)."""
+    """How a method explains, and what it costs: ``passes`` through the model a picture (a backward pass is one).
+
+    ``adds_up``: its map is meant to sum to the score.  ``about``: says of a model and inputs what it chose for itself.
+    """
 
     explain: Explain
     passes: str
+    adds_up: bool = False
+    about: Callable[..., str] | None = None
 
 
 BASELINES: dict[str, Recipe] = {
     "gradient": Recipe(baselines.gradient, "2"),
-    "gradient-x-input": Recipe(baselines.gradient_x_input, "2"),
+    "gradient-x-input": Recipe(baselines.gradient_x_input, "2", True),
     "guided-backprop": Recipe(baselines.guided_backprop, "2"),
     "deconvnet": Recipe(baselines.deconvnet, "2"),
-    "grad-cam": Recipe(baselines.grad_cam, "2"),
-    "integrated-gradients": Recipe(baselines.integrated_gradients, "100"),
+    "grad-cam": Recipe(baselines.grad_cam, "2", about=baselines.tell_layer),
+    "integrated-gradients": Recipe(baselines.integrated_gradients, "100", True),
     "smoothgrad": Recipe(baselines.smoothgrad, "50"),
     "occlusion": Recipe(baselines.occlusion, "170"),
-    "deeplift": Recipe(baselines.deeplift, "4"),
+    "deeplift": Recipe(baselines.deeplift, "4", True),
 }
 CONTROLS: dict[str, Recipe] = {
     "random": Recipe(baselines.random_map, "0"),
@@ -61,7 +66,8 @@ class Method:
     ``passes``: through the model for one picture, in words.
     ``stored``: reads the maps (n, H, W) of pictures by their rows, for maps that were made before; ``explain`` then
     raises, and measures that need maps of other pictures, classes or models leave the method out.  ``token``: what
-    tells them from other maps of that name.
+    tells them from other maps of that name.  ``adds_up``: the map is meant to sum to the score.
+    ``about``: says of inputs what the method chose for itself, for people; None where it chooses nothing.
     """
 
     name: str
@@ -71,6 +77,8 @@ class Method:
     make: Callable[[Any], Callable[[Tensor, Target], Tensor]] | None = None
     stored: Callable[[Sequence[int]], Tensor] | None = None
     token: str = ""
+    adds_up: bool = True
+    about: Callable[[Tensor], str] | None = None
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         return check_maps(self.explain(x, target), x, self.name)
@@ -90,6 +98,7 @@ def make_method(which: str | Path | Preset, model: Any, *, bounds: Any = None, *
     if isinstance(which, Preset) or is_preset_file(which) or which in PRESETS:
         chosen = preset(which)
         name, kind, passes = chosen.name, "preset", "3 to 5"
+        adds_up, about = True, None
 
         def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
             return _Relevance(LRP(model, chosen, bounds=bounds, **options))
@@ -100,13 +109,14 @@ def make_method(which: str | Path | Preset, model: Any, *, bounds: Any = None, *
             raise SettingError(f"there is no method {which!r}", f"the methods are {', '.join(METHODS)}")
         name = str(which)
         recipe = known[name]
-        passes = recipe.passes
+        passes, adds_up = recipe.passes, recipe.adds_up
         kind = "control" if name in CONTROLS else "baseline"
+        about = None if recipe.about is None else functools.partial(recipe.about, model, **options)
 
         def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
             return functools.partial(recipe.explain, model, **options)
 
-    return Method(name, kind, make(model), passes, make)
+    return Method(name, kind, make(model), passes, make, adds_up=adds_up, about=about)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def _ask_steps(question: Question, replacement: Tensor, ranks: Tensor, ends: Ten
     for part in ends.to(x.device).split(per):
         replaced = ranks[None, :, None] < part.view(-1, 1, 1, 1, 1)
         changed = torch.where(replaced, replacement.expand_as(x)[None], x[None]).flatten(0, 1)
-        outputs = ask(question.model, changed, question.chunk)
+        outputs = ask(question.model, changed.contiguous(memory_format=question.layout), question.chunk)
         index = question.target.repeat(len(part))[:, None]
         for values, kept in ((probabilities(outputs), probability), (outputs, logit)):
             kept.append(values.gather(1, index)[:, 0].view(len(part), len(x)))

@@ -56,6 +56,19 @@ class Question:
         return ask(self.model, self.x, self.chunk)
 
     @functools.cached_property
+    def layout(self) -> torch.memory_format:
+        """How inputs lie in memory when the model is asked many times: with channels last convolutions on a CPU take
+        two thirds of the time.  Only where the model takes such inputs, and says the same of them."""
+        if self.x.device.type != "cpu":
+            return torch.contiguous_format
+        try:
+            other = ask(self.model, self.x.contiguous(memory_format=torch.channels_last), self.chunk)
+        except RuntimeError:  # .view() of what does not lie in one piece
+            return torch.contiguous_format
+        same = torch.allclose(other, self.outputs, rtol=1e-4, atol=1e-5 * float(self.outputs.abs().max()))
+        return torch.channels_last if same else torch.contiguous_format
+
+    @functools.cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
         """Least and greatest input value by channel, each (C, 1, 1)."""
         low = self.x.amin((0, 2, 3))[:, None, None] if self.low is None else self.low
