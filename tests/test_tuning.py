@@ -65,9 +65,8 @@ def test_a_planted_better_rule_is_found_and_proven_on_the_other_half() -> None:
         assert one.figures["mass"] == pytest.approx(0.1 / 0.6, abs=1e-3)
         assert one.gains["mass"][0] == pytest.approx(0.8 - 0.1 / 0.6, abs=2e-3)
         assert one.gains["score"][1] > 0
-    # (mean mass - a) / (1 - a), by hand, over that of the named presets: a is 1 of 36 pixels.
-    assert found.held[0].score == pytest.approx((0.8 - 1 / 36) / (0.1 / 0.6 - 1 / 36), abs=1e-2)
-    assert found.held[1].score == pytest.approx(1, abs=1e-2)
+    # (mean mass - a) / (1 - a), by hand: a is 1 of 36 pixels.
+    assert found.held[0].score == pytest.approx((0.8 - 1 / 36) / (1 - 1 / 36), abs=1e-3)
     assert "beats every named one" in found.lines()[0]
 
 
@@ -158,7 +157,7 @@ def test_the_seed_decides_the_halves_and_the_budget_the_number_of_trials() -> No
 
 def test_scores_of_trials_are_those_of_the_measures() -> None:
     model, x = network(), noise()
-    found = tune(model, x, budget=5, objective={"srg": 2, "class": 1})
+    found = tune(model, x, budget=4, objective={"srg": 2, "class": 1})
     rows = [int(i) for i in found.about["held"]]
     for one in found.held:
         lrp = LRP(model, preset(one.name), bounds=(x.amin((0, 2, 3))[:, None, None], x.amax((0, 2, 3))[:, None, None]))
@@ -172,16 +171,22 @@ def test_scores_of_trials_are_those_of_the_measures() -> None:
         alike = float(MEASURES["class-sensitivity"](question).figures["top_two"].mean())
         assert one.figures["srg"] == pytest.approx(srg, abs=1e-6)
         assert one.figures["alike"] == pytest.approx(alike, abs=1e-5)
-        wanted = (2 * srg / found.scales["srg"] + (1 - alike) / 2 / found.scales["class"]) / 3
-        assert one.score == pytest.approx(wanted, abs=1e-5)
-    # 1 is what the best named preset reaches on the search half.
-    assert found.scales["class"] == pytest.approx(max((1 - one.figures["alike"]) / 2 for one in found.tried))
-    assert found.scales["srg"] == pytest.approx(max(0.05, *(one.figures["srg"] for one in found.tried)))
+        assert one.score == pytest.approx((max(srg, 0) ** 2 * (1 - alike) / 2) ** (1 / 3), abs=1e-5)
+
+
+def test_noise_gets_nothing_and_units_do_not_matter() -> None:
+    weights = {"srg": 1.0, "class": 0.5}
+    assert weigh({"srg": -0.01, "class": 0.5}, weights) == 0  # a random map: cos = 0
+    assert weigh({"srg": 0.04, "class": 0.25}, weights) == pytest.approx(0.04 ** (2 / 3) * 0.25 ** (1 / 3))
+    a, b = ({"srg": 0.3, "class": 0.1}, {"srg": 0.2, "class": 0.2})
+    ratio = weigh(a, weights) / weigh(b, weights)
+    scaled = [{"srg": 7 * one["srg"], "class": one["class"] / 3} for one in (a, b)]
+    assert weigh(scaled[0], weights) / weigh(scaled[1], weights) == pytest.approx(ratio)
 
 
 def test_gains_are_paired() -> None:
     rng = np.random.default_rng(0)
-    hard = rng.normal(size=200)  # the same for both: only a paired comparison sees past it
+    hard = 1 + rng.normal(size=200)  # the same for both: only a paired comparison sees past it
     better = {
         "srg": hard + 0.1,
         "alike": np.full(200, 0.5),
@@ -189,15 +194,16 @@ def test_gains_are_paired() -> None:
         "share": np.full(200, np.nan),
     }
     worse = {**better, "srg": hard + 0.05 * rng.random(200)}
-    scales = {"srg": 0.5, "class": 1.0}
-    gains = compare(better, worse, {"srg": 1, "class": 1, "localisation": 1}, scales, 0)
+    gains = compare(better, worse, {"srg": 1, "class": 1, "localisation": 1}, 0)
     assert gains["srg"][0] == pytest.approx(0.075, abs=0.005)
     assert 0.06 < gains["srg"][1] < gains["srg"][0] < gains["srg"][2] < 0.09
-    assert gains["score"][0] == pytest.approx(gains["srg"][0])
+    wanted = 0.25**0.5 * (better["srg"].mean() ** 0.5 - worse["srg"].mean() ** 0.5)
+    assert gains["score"][0] == pytest.approx(wanted)
+    assert 0 < gains["score"][1] < gains["score"][0] < gains["score"][2] < 2 * wanted
     assert "mass" not in gains
     assert set(find_terms(better)) == {"srg", "class"}
     with pytest.raises(SettingError, match="only what is not known"):
-        weigh({"srg": 0.1}, {"srg": 0.0}, scales)
+        weigh({"srg": 0.1}, {"srg": 0.0})
 
 
 class Deep(nn.Module):

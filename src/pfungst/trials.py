@@ -202,20 +202,16 @@ def find_terms(figures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: values for name, values in terms.items() if np.isfinite(values).any()}
 
 
-def weigh(means: Mapping[str, Any], weights: Mapping[str, float], scales: Mapping[str, float]) -> Any:
-    """The score of means of the terms: each over its scale, weighed."""
+def weigh(means: Mapping[str, Any], weights: Mapping[str, float]) -> Any:
+    """The score of means of the terms: their weighted geometric mean; a term below 0 counts as 0."""
     total = sum(weights[name] for name in means)
     if not total:
         raise SettingError("the objective weighs only what is not known here", "give masks, or another objective")
-    return sum(weights[name] * mean / scales[name] for name, mean in means.items()) / total
+    return np.prod([np.maximum(mean, 0) ** (weights[name] / total) for name, mean in means.items()], axis=0)
 
 
 def compare(
-    found: Mapping[str, np.ndarray],
-    other: Mapping[str, np.ndarray],
-    weights: Mapping[str, float],
-    scales: Mapping[str, float],
-    seed: int,
+    found: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], weights: Mapping[str, float], seed: int
 ) -> dict[str, tuple[float, float, float]]:
     """Mean and 95 % bootstrap interval of the paired difference of each figure and of the score."""
     n = len(found["srg"])
@@ -228,10 +224,12 @@ def compare(
         with np.errstate(invalid="ignore"):
             return np.asarray((drawn @ np.where(defined, values, 0)) / count)
 
-    terms, others = find_terms(found), find_terms(other)
-    drawn_means = {name: means(terms[name] - others[name]) for name in terms}
     differences = {name: means(found[name] - other[name]) for name in ("srg", "mass", "alike")}
-    differences["score"] = weigh(drawn_means, weights, scales)
+    # The same pictures are drawn for both.
+    scores = [
+        weigh({name: means(values) for name, values in find_terms(one).items()}, weights) for one in (found, other)
+    ]
+    differences["score"] = scores[0] - scores[1]
     result = {}
     for name, values in differences.items():
         if np.isfinite(values[0]):

@@ -1,16 +1,16 @@
 """Rules searched for a model, layer group by layer group: ``tune`` -> ``Tuning``, and a preset file.
 
-What a preset is worth on some pictures is a weighted mean of up to three terms, 0 for a map that knows nothing:
+What a preset is worth on some pictures is the geometric mean of up to three terms, with weights w:
 
-    score = Σ w F / S / Σ w,    F = SRG,  (mass - a) / (1 - a),  (1 - cos) / 2
+    score = Π F ^ (w / Σ w),    F = SRG,  (mass - a) / (1 - a),  (1 - cos) / 2
 
 SRG   symmetric relevance gain (``quality/pixel_flipping.py``): a random map gets 0
 mass  share of positive relevance on the object, a: the object's share of the picture, means over pictures with a mask
 cos   cosine between the maps of the explained class and its strongest rival: 1 for a map that does not say which class
-S     the greatest mean of F among the named presets on the search half, at least ``SMALLEST``
 
-so that a term is 1 where the best named preset is, in this respect.  Without S they could not be added up: SRG moves
-between 0 and 0.3, the third term between 0.2 and 0.6, and would decide alone.
+each a mean over pictures, from 0 to 1.  A product, not a sum: noise tells classes apart too (cos = 0), so that a sum
+lets maps win whose SRG is that of a random map (ε on SqueezeNet: 0.01, epsilon-plus: 0.28); and a product ranks
+the same in any units, where the ranges of the terms differ.
 
 The search is a coordinate descent over the groups of ``lrp/layer_groups.py`` from the best named preset, on half of the
 pictures and with a coarser SRG (10 steps, regions of a 14th of the side).  Its scores, the best of many, are too good:
@@ -47,7 +47,6 @@ RULES: tuple[Rule, ...] = (
     Gamma(0.1), Gamma(0.25), Gamma(1.0), ZPlus(), Epsilon(1e-6), Epsilon(0.01), Epsilon(0.25), AlphaBeta(2, 1)
 )  # fmt: skip
 FEW = 50  # pictures
-SMALLEST = 0.05  # where no named preset gets further, differences are not blown up
 WEIGHTS = {"srg": 1.0, "localisation": 1.0, "class": 1.0}
 
 
@@ -86,7 +85,7 @@ class Tuning:
     groups   names of the nodes, by group; ``rules``: what the found preset gives each
     improved  the found preset is none of the named ones
     tried    everything tried on the search half, in order; ``held``: the found preset first, then the named ones
-    weights, scales  of the terms of the score, w and S
+    weights  of the terms of the score
     about    model, pictures, halves (ids), seed
     """
 
@@ -99,7 +98,6 @@ class Tuning:
     tried: tuple[Trial, ...]
     held: tuple[Held, ...]
     weights: dict[str, float]
-    scales: dict[str, float]
     about: dict[str, Any]
     notes: tuple[str, ...] = ()
 
@@ -129,7 +127,7 @@ class Tuning:
         """As JSON has it."""
         return {
             "version": 1, "outcome": self.lines(), "written": self.preset.name, "proven": self.proven,
-            "improved": self.improved, "weights": self.weights, "scales": self.scales,
+            "improved": self.improved, "weights": self.weights,
             "groups": {name: list(nodes) for name, nodes in self.groups.items()}, "rules": self.rules,
             "held": [plain(vars(one)) for one in self.held],
             "tried": [plain(vars(one)) for one in self.tried],
@@ -195,7 +193,6 @@ def tune(
             "identity": identity,
             "outcome": tuning.lines(),
             "weights": weights,
-            "scales": tuning.scales,
             "held back": plain(held),
         }
         write_preset(tuning.preset, path, {"tuned": told})
@@ -264,7 +261,6 @@ class _Search:
     rules: tuple[Rule, ...]
     budget: int
     name: str
-    scales: dict[str, float] = field(default_factory=dict)
     tried: dict[str, tuple[Preset, dict[str, Choice]]] = field(default_factory=dict)  # by key, in order
 
     def do(self) -> Tuning:
@@ -277,8 +273,6 @@ class _Search:
             raise RelevanceError(
                 f"no named preset can be used: {self.bench.figures(named[0], SEARCH)}", "see `pfungst explain`"
             )
-        reached = [self.terms(one, SEARCH) for one in usable]
-        self.scales = {name: max(SMALLEST, *(terms[name] for terms in reached)) for name in reached[0]}
         start = max(usable, key=lambda one: round(self.score_of(one, SEARCH), 6))  # of equal ones the first
         groups = find_groups(self.trace(start), self.parts)
         for one in named:
@@ -301,7 +295,7 @@ class _Search:
         return Tuning(
             found if proven else best, found, proven, improved, {group.name: group.nodes for group in groups},
             {name: choice.label for name, choice in choices.items()}, self.list_trials(), held,
-            {name: self.weights[name] for name in self.scales}, self.scales, about,
+            {name: self.weights[name] for name in self.terms(found, SEARCH)}, about,
             (*notes, *self.bench.examples.notes, *skipped),
         )  # fmt: skip
 
@@ -363,7 +357,7 @@ class _Search:
 
     def score_of(self, one: Preset, half: str) -> float:
         terms = self.terms(one, half)
-        return float(weigh(terms, self.weights, self.scales)) if terms else -np.inf
+        return float(weigh(terms, self.weights)) if terms else -np.inf
 
     def means(self, one: Preset, half: str) -> dict[str, float]:
         figures = self.bench.figures(one, half)
@@ -394,6 +388,6 @@ class _Search:
             if both:
                 assert not isinstance(own, str)
                 assert not isinstance(theirs, str)
-                gains = compare(own, theirs, self.weights, self.scales, self.bench.seed)
+                gains = compare(own, theirs, self.weights, self.bench.seed)
             held.append(Held(one.name, self.means(one, HELD), self.score_of(one, HELD), gains))
         return tuple(held)
