@@ -27,6 +27,7 @@ from pfungst.quality.questions import Question, ask, cosine
 Progress = Callable[[str, int, int], None]
 SEARCH, HELD = "search", "held"
 DRAWS = 2000
+STEPS = 10  # of SRG on the search half, not 28
 LEAST = 8  # pictures: four in each half
 
 
@@ -99,7 +100,7 @@ class Bench:
         return {
             "model": self.loaded.name, "digest": self.loaded.digest, "pictures": self.examples.digest,
             "seen": seen.hexdigest(), "target": self.target, "seed": self.seed, "batch size": self.batch_size,
-            "device": self.device.type, "torch": torch.__version__,
+            "steps": STEPS, "device": self.device.type, "torch": torch.__version__,
         }  # fmt: skip
 
     def rows(self, half: str) -> np.ndarray:
@@ -165,7 +166,8 @@ class Bench:
             raise RelevanceError("the map holds NaN or infinity", "try another rule")
         question = replace(asked, maps=maps[0])
         question.__dict__["outputs"] = asked.outputs
-        coarse = {"steps": 10, "region": max(1, round(min(asked.x.shape[2:]) / 14))} if half == SEARCH else {}
+        # Fewer steps cost less; larger regions would not, and favour noisy maps, whose sums they smooth.
+        coarse = {"steps": STEPS} if half == SEARCH else {}
         none = torch.full((len(maps[0]),), torch.nan)
         # A map of nothing says nothing: the same for every class, relevance anywhere.
         alike = cosine(*maps).nan_to_num(1.0) if several else none

@@ -13,8 +13,8 @@ lets maps win whose SRG is that of a random map (ε on SqueezeNet: 0.01, epsilon
 the same in any units, where the ranges of the terms differ.
 
 The search is a coordinate descent over the groups of ``lrp/layer_groups.py`` from the best named preset, on half of the
-pictures and with a coarser SRG (10 steps, regions of a 14th of the side).  Its scores, the best of many, are too good:
-what counts is the other half, looked at once, with the whole SRG, for the chosen preset and the named ones.
+pictures, with SRG in 10 steps instead of 28.  Its scores, the best of many, are too good: what counts is the other
+half, looked at once, with the whole SRG, for the chosen preset and the named ones.
 """
 
 from __future__ import annotations
