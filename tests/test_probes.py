@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from scipy.stats import binom
 
 import pfungst
+from pfungst.alterations import Alteration
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.evidence import Standard, correct
 from pfungst.findings import jaccard
@@ -158,6 +159,14 @@ def test_a_group_whose_region_explains_nothing_is_tried_by_property(photos: Path
     tested = as_tested(group, {"alteration": alteration})
     assert tested.views == ("where", "property:colour")
     assert as_tested(group, {"alteration": None}) == group
+    # Its own property is not what the model answers to: what sets it apart is tried, too, whichever came first.
+    wrong = asdict(Alteration("sharpness", 0.5, -0.5))
+    for views, tried in (("where", "property:sharpness"), 3), (("property:sharpness",), 3):
+        own = replace(group, alteration=wrong, views=views)
+        verdict, other, before, tries = try_candidate(run, subject, lab, case, own)
+        assert (other or {})["property"] == "colour"
+        assert tries == tried
+        assert before is not None
     # Hardly apart from its class, or by a model that does not use the tint: the region's verdict stands.
     assert try_candidate(run, subject, lab, case, replace(group, suspicion=0.4))[1:] == (None, None, 1)
     blind = pfungst.audit(Shade(0.0).eval(), photos, out=tmp_path / "blind", null_draws=0)

@@ -17,7 +17,7 @@ from pfungst.quality import pixel_flipping
 from pfungst.quality.localisation import area_under_roc
 from pfungst.quality.measures import MEASURES, choose_measures
 from pfungst.quality.pixel_flipping import aopc, area, flip
-from pfungst.quality.questions import Question, correlate, probabilities, ranks
+from pfungst.quality.questions import Question, correlate, probabilities, ranks, seeded
 from pfungst.quality.randomisation import randomise
 
 
@@ -250,6 +250,16 @@ def test_auc_is_scikit_learns_with_ties() -> None:
     positive = torch.rand(4, 200, generator=generator) < 0.3
     wanted = [roc_auc_score(p.numpy(), v.numpy()) for p, v in zip(positive, values, strict=True)]
     np.testing.assert_allclose(area_under_roc(values, positive).numpy(), wanted)
+
+
+def test_every_draw_is_another_one() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    drawn = [torch.rand(5, generator=g) for salt in (0, 1, 2) for g in seeded(x, salt)]
+    assert len({tuple(one.tolist()) for one in drawn}) == 6
+    q = ask_about()
+    method = make_method("gradient", q.model)
+    found = MEASURES["robustness"](Question(q.model, q.x, q.target, method(q.x, q.target), method)).figures
+    assert bool((found["max_sensitivity"] > found["mean_sensitivity"]).all())
 
 
 def test_ranks_and_correlation() -> None:

@@ -79,13 +79,13 @@ def p_text(p: float) -> str:
     return f"{p:.2f}" if p >= 0.01 else f"{p:.0e}".replace("e-0", "e-")
 
 
-def show(axis: Any, picture: np.ndarray, signed: bool = True) -> None:
+def show(axis: Any, picture: np.ndarray, signed: bool = True, top: float | None = None) -> None:
     """A picture (H, W, 3), or a map (H, W): red speaks for the class, blue against it, white is 0.
 
-    One in a hundred pixels of a map may lie beyond its scale.
+    ``top``: the end of a map's scale; by default one in a hundred pixels lies beyond it.
     """
     if picture.ndim == 2:
-        top = float(np.quantile(np.abs(picture), 0.99)) or 1.0
+        top = top or float(np.quantile(np.abs(picture), 0.99)) or 1.0
         picture = heatmaps.color(picture, top, "diverging" if signed else "sequential")
     axis.imshow(picture, interpolation="nearest")
     axis.set_xticks([])

@@ -255,6 +255,7 @@ class _Work:
     parts: dict[tuple[str, str], list[Part]] = field(default_factory=dict)
     maps: dict[str, list[np.ndarray]] = field(default_factory=dict)
     seconds: float = 0.0  # that the last map took
+    seen: int = 0  # pictures that are done
 
     def do(self, settings: Mapping[str, Any]) -> Evaluation:
         count = self.examples.count
@@ -267,7 +268,6 @@ class _Work:
         found = Evaluation(about={**about, "methods": [m.name for m in self.methods]})
         shown = set(np.linspace(0, (count or 1) - 1, min(EXAMPLES, count or 1)).round().astype(int).tolist())
         pictures: list[np.ndarray] = []
-        done = 0
         batches = self.examples.batches(self.batch_size)
         for number, batch in enumerate(batches):
             if number == 0:
@@ -277,8 +277,6 @@ class _Work:
             found.ids += batch.ids
             pictures += list(self.examples.pixels(batch.x[keep])) if keep else []
             found.shown += [batch.ids[i] for i in keep]
-            done += len(batch.ids)
-            self.progress("evaluating", done, max(done, count or done))
         if not found.ids:
             raise DataError("none of the pictures can be read", "check the folder")
         return self.collect(found, pictures)
@@ -315,7 +313,9 @@ class _Work:
         base = Question(self.loaded.module, x, torch.zeros(len(x)).long().to(self.device), x[:, 0], chunk=self.chunk)
         target = self.choose_target(base, batch)
         masks = self.examples.masks(batch, target.cpu())
-        for method in self.methods:
+        total = len(self.methods) * max(self.examples.count or 0, self.seen + len(batch.ids))
+        for place, method in enumerate(self.methods):
+            self.progress("evaluating", len(self.methods) * self.seen + place * len(batch.ids), total)
             if method.name in self.left_out:
                 continue
             question: Question | None = None
@@ -337,9 +337,10 @@ class _Work:
                     continue
                 self.parts.setdefault((method.name, measure.name), []).append(part)
             if method.name not in self.left_out and keep and question is None:
-                self.explain(
-                    method, base, batch.rows, target, masks, keep
-                )  # its scores were there, its pictures are needed
+                with suppress(_Refused):  # its scores were there, its maps are to be looked at
+                    self.explain(method, base, batch.rows, target, masks, keep)
+        self.seen += len(batch.ids)
+        self.progress("evaluating", len(self.methods) * self.seen, max(total, len(self.methods) * self.seen))
 
     def choose_target(self, base: Question, batch: Batch) -> Tensor:
         outputs = base.outputs
@@ -453,7 +454,7 @@ class _Work:
                 # The first batch warms up: it counts only if it is the only one.
                 times = [part.seconds for part in parts]
                 found.seconds[method.name] = float(np.mean(times[1:] or times))
-            if method.name in self.maps:
+            if sum(map(len, self.maps.get(method.name, ()))) == len(pictures) > 0:
                 found.maps[method.name] = np.concatenate(self.maps[method.name])
         found.pictures = np.stack(pictures) if pictures else found.pictures
         found.left_out, found.measures = self.left_out, [m.name for m in self.measures if m.name not in self.left_out]

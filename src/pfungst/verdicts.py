@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -115,8 +117,10 @@ def try_candidate(
     """The experiments that fit the candidate: on a region, or on a property of whole pictures.
 
     First on what the group was found by.  A group found by its relevance that no region explains, or only one that is
-    most of the picture, is tried by a property, if it is clearly apart: the relevance of tinted pictures is alike too.
-    A group found by a property that does not explain it is tried by a region: a border is a property, too.  Returns
+    most of the picture, is tried by a property, if it is clearly apart: the relevance of tinted pictures is alike too;
+    by its own, if it was found by one as well, and by what sets it apart.
+    A group found by a property that does not explain it is tried by a region: a border is a property, too; and, if it
+    is clearly apart, by what else sets it apart.  Returns
     the verdict, the alteration it is about (None: a region), what was said of the cause tried before it, if any, and
     how many were tried.
     """
@@ -129,6 +133,9 @@ def try_candidate(
     def told(verdict: Verdict, tries: int = 1) -> Verdict:
         return correct([verdict], [suspicion], standard, [tries])[0]
 
+    def sought() -> Iterator[Alteration]:
+        return _seek(run, subject, lab, case, candidate)
+
     alteration = None if candidate.alteration is None else restore_alteration(candidate.alteration)
     if alteration is not None and candidate.views[0].startswith("property:"):
         whole = alter(alteration)
@@ -137,21 +144,36 @@ def try_candidate(
         region = examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed)
         if told(region, 2).verdict == "confirmed":
             return region, None, told(whole).reason, 2
-        return whole, candidate.alteration, None, 2
+        tries = 2
+        for tries, cause in enumerate(sought(), 3):
+            other = alter(cause)
+            if told(other, tries).verdict == "confirmed":
+                return other, asdict(cause), told(whole).reason, tries
+        return whole, candidate.alteration, None, tries
     region = examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed)
     if told(region).verdict == "confirmed" and region.region.area < _MOST_OF_IT:
         return region, None, None, 1
-    if alteration is None and suspicion >= _CLEARLY_APART and len(case.outsiders):
+    causes = itertools.chain([alteration] if alteration is not None else [], sought())
+    tries = 1
+    for tries, cause in enumerate(causes, 2):
+        whole = alter(cause)
+        if told(whole, tries).verdict == "confirmed":
+            return whole, asdict(cause), told(region).reason, tries
+    return region, None, None, tries
+
+
+def _seek(run: Run, subject: Subject, lab: Laboratory, case: Case, candidate: Candidate) -> Iterator[Alteration]:
+    """What else of whole pictures a group that is clearly apart may be recognised by, if the model answers to it.
+
+    The tail that it shares need not be that: tinted pictures are more colourful, too.
+    """
+    if candidate.suspicion >= _CLEARLY_APART and len(case.outsiders):
         roles = (candidate.members, candidate.others, case.outsiders)
         properties = run.read_array("properties").astype(np.float64)
         found = seek_alteration(subject, lab, candidate.class_index, roles, properties)
-        alteration = found[0] if found else None
-    if alteration is None:
-        return region, None, None, 1
-    whole = alter(alteration)
-    if told(whole, 2).verdict == "confirmed":
-        return whole, asdict(alteration), told(region).reason, 2
-    return region, None, None, 2
+        own = None if candidate.alteration is None else candidate.alteration["property"]
+        if found is not None and found[0].property != own:
+            yield found[0]
 
 
 def _columns(evidence: tuple[Evidence, ...]) -> dict[str, list[Any]]:

@@ -111,7 +111,8 @@ def seeded(x: Tensor, salt: int = 0) -> Iterator[torch.Generator]:
     """A generator for each picture, from its content and ``salt``: no batch changes what is drawn."""
     for one in x:
         content = np.ascontiguousarray(one.detach().float().cpu().numpy()).tobytes()
-        yield torch.Generator().manual_seed(zlib.crc32(content) + (salt << 32))
+        # Into the sum itself: torch's generator looks at the last 32 bits of a seed only.
+        yield torch.Generator().manual_seed(zlib.crc32(salt.to_bytes(8, "little"), zlib.crc32(content)))
 
 
 def ranks(values: Tensor) -> Tensor:
