@@ -16,7 +16,6 @@ import argparse
 import csv
 import os
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +39,7 @@ GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "tuning.md"
 RESULTS = Path(__file__).parent / "results" / "tuning.csv"
 HEAD = (
     "network", "pictures", "held_back", "seed", "preset", "written", "srg", "mass", "top_two_alike", "score",
-    "search_score", "gain", "gain_low", "gain_high", "proven", "tried", "minutes", "rules",
+    "search_score", "gain", "gain_low", "gain_high", "proven", "tried", "rules",
 )  # fmt: skip
 
 
@@ -111,7 +110,7 @@ NETWORKS: dict[str, Callable[[Path], tuple[LoadedModel, Any]]] = {
 }
 
 
-def list_rows(network: str, found: Tuning, seed: int, minutes: float) -> list[dict[str, object]]:
+def list_rows(network: str, found: Tuning, seed: int) -> list[dict[str, object]]:
     """A row for each preset on the held-back half."""
     search = {one.name: one.score for one in found.tried} | {
         found.found.name: max(one.score for one in found.tried)
@@ -129,7 +128,7 @@ def list_rows(network: str, found: Tuning, seed: int, minutes: float) -> list[di
             "search_score": f"{search[one.name]:.4f}",
             **{key: "" if gain is None else f"{value:+.4f}"
                for key, value in zip(("gain", "gain_low", "gain_high"), gain or (0, 0, 0), strict=True)},
-            "proven": found.proven, "tried": len(found.tried), "minutes": f"{minutes:.1f}",
+            "proven": found.proven, "tried": len(found.tried),
             "rules": "; ".join(f"{k}: {v}" for k, v in found.rules.items()) if one is found.held[0] else "",
         })  # fmt: skip
     return rows
@@ -175,7 +174,6 @@ def main() -> None:
     for network in args.networks:
         with tempfile.TemporaryDirectory() as folder:
             model, pictures = NETWORKS[network](Path(folder))
-            start = time.perf_counter()
             out = None if args.work is None else args.work / f"{network}_{args.limit}_{args.seed}.json"
 
             def tell(stage: str, done: int, total: int) -> None:
@@ -184,11 +182,11 @@ def main() -> None:
             found = tune(
                 model, pictures, out=out, limit=args.limit, budget=args.budget, seed=args.seed, progress=tell
             )  # fmt: skip
-            rows += list_rows(network, found, args.seed, (time.perf_counter() - start) / 60)
+            rows += list_rows(network, found, args.seed)
         print("", network, *found.lines(), sep="\n")
         RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("w", newline="") as file:
-            writer = csv.DictWriter(file, HEAD, lineterminator="\n")
+            writer = csv.DictWriter(file, HEAD, lineterminator="\n", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
         write_table(rows)

@@ -9,7 +9,7 @@ mass  share of positive relevance on the object, a: the object's share of the pi
 cos   cosine between the maps of the explained class and its strongest rival: 1 for a map that does not say which class
 
 each a mean over pictures, from 0 to 1.  A product, not a sum: noise tells classes apart too (cos = 0), so that a sum
-lets maps win whose SRG is that of a random map (ε on SqueezeNet: 0.01, epsilon-plus: 0.28); and a product ranks
+lets maps win whose SRG is that of a random map (ε on SqueezeNet: 0.01, epsilon-plus: 0.23); and a product ranks
 the same in any units, where the ranges of the terms differ.
 
 The search is a coordinate descent over the groups of ``lrp/layer_groups.py`` from the best named preset, on half of the
