@@ -161,6 +161,27 @@ def test_more_methods_compute_what_is_new_alone(model: nn.Module, tmp_path: Path
         judge(model, out=tmp_path / "other")
 
 
+def test_other_masks_are_other_scores(model: nn.Module, tmp_path: Path) -> None:
+    for label in range(2):
+        (tmp_path / f"masks{label}").mkdir()
+    (tmp_path / "images").mkdir()
+    for i, one in enumerate(pictures(4)[0]):
+        pixels = (one.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"p{i}.png")
+        for label in range(2):
+            mask = np.zeros((16, 16), np.uint8)
+            mask[8 * label : 8 * label + 8, :8] = 1
+            Image.fromarray(mask).save(tmp_path / f"masks{label}" / f"p{i}.png")
+    how: dict[str, Any] = {"size": 16, "mean": (0, 0, 0), "std": (1, 1, 1), "out": tmp_path / "q"}
+    mass = [
+        evaluate(model, tmp_path / "images", methods=["epsilon"], measures=["localisation"], masks=tmp_path / m, **how)
+        .values["epsilon"]["mass"].mean()
+        for m in ("masks0", "masks1")
+    ]  # fmt: skip
+    assert mass[0] == pytest.approx(1, abs=0.05)
+    assert mass[1] == pytest.approx(0, abs=0.05)
+
+
 def test_a_torn_part_is_done_again(model: nn.Module, tmp_path: Path) -> None:
     whole = judge(model, out=tmp_path / "q")
     for path in (tmp_path / "q" / "parts" / "gradient").rglob("*.npz"):
@@ -310,5 +331,7 @@ def test_a_finished_run_brings_its_pictures_preset_and_maps(finished: Path, smal
     assert kept.kinds["run"] == "own"
     np.testing.assert_allclose(kept.values["run"]["entropy"], kept.values["auto"]["entropy"], rtol=1e-4)
     assert "not just maps" in kept.left_out["run: robustness"]
+    few = evaluate(run, measures=["complexity"], methods=["auto"], limit=5, seed=3)
+    np.testing.assert_allclose(few.values["run"]["entropy"], few.values["auto"]["entropy"], rtol=1e-4)
     with pytest.raises(SettingError, match="no images"):
         evaluate(small.model)

@@ -102,6 +102,13 @@ def test_where_named_presets_are_best_one_is_written(tmp_path: Path) -> None:
     assert any("are few" in note for note in found.notes)
 
 
+def test_other_masks_are_another_search(tmp_path: Path) -> None:
+    model, (x, labels, masks) = planted(), marked(8)
+    tune(model, (x, labels, masks), out=tmp_path / "rules.json", budget=4)
+    with pytest.raises(RunError, match="not of this model and these pictures"):
+        tune(model, (x, labels, masks.flip(1)), out=tmp_path / "rules.json", budget=4)
+
+
 def network() -> nn.Module:
     torch.manual_seed(1)
     layers = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU()]

@@ -11,6 +11,7 @@ named like any class, all count, and a note says so.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,12 @@ class Annotations:
 
     def __len__(self) -> int:
         return len(self.shapes) + len(self.files)
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the shapes, and of name, size and date of mask images."""
+        files = [(row, str(path), path.stat().st_size, path.stat().st_mtime_ns) for row, path in self.files.items()]
+        return hashlib.sha256(repr((self.shapes, files, self.shares)).encode()).hexdigest()
 
     def choose(self, classes: Sequence[str], only: Sequence[str] | None = None) -> Annotations:
         """The same with the categories' names compared: ``only`` these, else those named like a class, else all."""

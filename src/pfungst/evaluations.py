@@ -175,25 +175,31 @@ def _read_run(path: Any, device: str) -> tuple[Subject, list[Method]]:
     if not isinstance(path, str | Path) or not (Path(path) / "run.json").exists():
         raise SettingError("no images", "give a folder of images, tensors or a loader; or the folder of a finished run")
     subject, run = reopen(path, device=device).subject, Run(path)
-    if subject.settings.full_maps:
+    place = {name: row for row, name in enumerate(subject.data.ids)}
+    given, size = subject.given, subject.preprocess.size
 
-        def read(rows: Sequence[int]) -> Tensor:
-            return torch.from_numpy(run.read_array("relevance", np.asarray(rows)))
+    def read(names: Sequence[str]) -> Tensor:
+        rows = np.array([place[name] for name in names])
+        if given is not None:
+            return given.read_pixels(rows, size)
+        return torch.from_numpy(run.read_array("relevance", rows))
 
-        return subject, [stored_method("run", read)]
-    if subject.given is not None:
-        given, size = subject.given, subject.preprocess.size
-        return subject, [stored_method("run", lambda rows: given.read_pixels(np.asarray(rows), size))]
-    return subject, []
+    kept = subject.settings.full_maps or given is not None
+    return subject, [stored_method("run", read)] if kept else []
 
 
 def _open_maps(path: str | Path, examples: Examples) -> Method:
     assert isinstance(examples, Files)
     assert examples.data is not None
-    given, size = open_relevance(path, examples.data.ids), tuple(examples.preprocess.size)  # type: ignore[union-attr]
-    kept = Path(path).stat() if Path(path).exists() else None
-    token = "" if kept is None else f"{kept.st_size} {kept.st_mtime_ns}"
-    return stored_method(Path(path).stem, lambda rows: given.read_pixels(np.asarray(rows), (size[0], size[1])), token)
+    assert examples.preprocess is not None
+    given, size = open_relevance(path, examples.data.ids), examples.preprocess.size
+    place = {name: row for row, name in enumerate(examples.data.ids)}
+    file = Path(path).stat()
+
+    def read(names: Sequence[str]) -> Tensor:
+        return given.read_pixels(np.array([place[name] for name in names]), size)
+
+    return stored_method(Path(path).stem, read, f"{file.st_size} {file.st_mtime_ns}")
 
 
 def _wrap_module(module: nn.Module) -> LoadedModel:
@@ -327,7 +333,7 @@ class _Work:
                 try:
                     if part is None:
                         if question is None:
-                            question = self.explain(method, base, batch.rows, target, masks, keep)
+                            question = self.explain(method, base, batch.ids, target, masks, keep)
                         part = self.score(measure, question)
                         self.write(name, part)
                 except _Refused as refused:
@@ -338,7 +344,7 @@ class _Work:
                 self.parts.setdefault((method.name, measure.name), []).append(part)
             if method.name not in self.left_out and keep and question is None:
                 with suppress(_Refused):  # its scores were there, its maps are to be looked at
-                    self.explain(method, base, batch.rows, target, masks, keep)
+                    self.explain(method, base, batch.ids, target, masks, keep)
         self.seen += len(batch.ids)
         self.progress("evaluating", len(self.methods) * self.seen, max(total, len(self.methods) * self.seen))
 
@@ -357,7 +363,7 @@ class _Work:
         return batch.labels.to(self.device)
 
     def explain(
-        self, method: Method, base: Question, rows: Sequence[int], target: Tensor, masks: Tensor | None, keep: list[int]
+        self, method: Method, base: Question, ids: Sequence[str], target: Tensor, masks: Tensor | None, keep: list[int]
     ) -> Question:
         """The method's maps as a question; they are timed, and those of the examples kept."""
         start = time.perf_counter()
@@ -365,7 +371,7 @@ class _Work:
             if method.stored is None:
                 maps = method(base.x, target)
             else:
-                maps = check_maps(method.stored(rows), base.x, method.name)
+                maps = check_maps(method.stored(ids), base.x, method.name)
         except (PfungstError, RuntimeError, NotImplementedError) as error:
             raise _Refused(method.name, first_line(error)) from error
         if self.device.type == "cuda":
@@ -405,7 +411,10 @@ class _Work:
     def digest(self, method: Method, measure: Measure) -> str:
         """Of what decides a part beside the folder's identity: the options, and a preset's rules."""
         rules = _rules(method) or getattr(method.explain, "keywords", "")
-        text = json.dumps([dict(self.options.get(measure.name, {})), rules, method.token], default=str, sort_keys=True)
+        masks = self.examples.masks_digest if MASKS in measure.needs else ""
+        text = json.dumps(
+            [dict(self.options.get(measure.name, {})), rules, method.token, masks], default=str, sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def read(self, name: str) -> Part | None:

@@ -45,6 +45,11 @@ class Examples:
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def masks_digest(self) -> str:
+        """Of where the objects are; "" without masks."""
+        return ""
+
     def batches(self, size: int) -> Iterator[Batch]:
         """The pictures, ``size`` at once."""
         raise NotImplementedError
@@ -70,6 +75,10 @@ class Files(Examples):
     preprocess: Preprocess | None = None
     annotations: Annotations | None = None
     workers: int = 0
+
+    @property
+    def masks_digest(self) -> str:
+        return "" if self.annotations is None else self.annotations.digest
 
     def batches(self, size: int) -> Iterator[Batch]:
         assert self.data is not None
@@ -217,5 +226,8 @@ def open_tensors(images: Any, *, bounds: tuple[Any, Any] | None = None, limit: i
             notes.append("the input's range is that of the loader's first batch: give bounds= to set it")
     low, high = (x.amin((0, 2, 3)), x.amax((0, 2, 3))) if bounds is None else bounds
     least, most = (torch.as_tensor(end).float().reshape(-1).expand(x.shape[1])[:, None, None] for end in (low, high))
-    content = np.ascontiguousarray(x.detach().float().cpu().numpy()).tobytes()
-    return Tensors(count, least, most, hashlib.sha256(content).hexdigest(), (), notes, {}, loader)
+    content = hashlib.sha256()
+    for part in parts if whole else [x]:
+        if part is not None:
+            content.update(np.ascontiguousarray(part.detach().float().cpu().numpy()).tobytes())
+    return Tensors(count, least, most, content.hexdigest(), (), notes, {}, loader)

@@ -64,7 +64,7 @@ class Method:
     ``kind``: preset, baseline, control (a map that knows nothing of the model), or own.
     ``make``: the same method for another model, None where nobody can say (measures that need it leave it out).
     ``passes``: through the model for one picture, in words.
-    ``stored``: reads the maps (n, H, W) of pictures by their rows, for maps that were made before; ``explain`` then
+    ``stored``: reads the maps (n, H, W) of pictures by their names, for maps that were made before; ``explain`` then
     raises, and measures that need maps of other pictures, classes or models leave the method out.  ``token``: what
     tells them from other maps of that name.  ``adds_up``: the map is meant to sum to the score.
     ``about``: says of inputs what the method chose for itself, for people; None where it chooses nothing.
@@ -75,7 +75,7 @@ class Method:
     explain: Callable[[Tensor, Target], Tensor]
     passes: str = ""
     make: Callable[[Any], Callable[[Tensor, Target], Tensor]] | None = None
-    stored: Callable[[Sequence[int]], Tensor] | None = None
+    stored: Callable[[Sequence[str]], Tensor] | None = None
     token: str = ""
     adds_up: bool = True
     about: Callable[[Tensor], str] | None = None
@@ -141,8 +141,8 @@ def wrap_method(name: str, explain: Callable[[Tensor, Any], Any]) -> Method:
     return Method(name, "own", explain_tensor, "unknown")
 
 
-def stored_method(name: str, read: Callable[[Sequence[int]], Tensor], token: str = "") -> Method:
-    """Maps that were made before, read by the rows of their pictures."""
+def stored_method(name: str, read: Callable[[Sequence[str]], Tensor], token: str = "") -> Method:
+    """Maps that were made before, read by the names of their pictures."""
 
     def explain(x: Tensor, target: Target) -> Tensor:
         raise SettingError(f"{name} is maps of certain pictures", "give a method for other ones")

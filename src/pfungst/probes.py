@@ -218,11 +218,13 @@ def seek_alteration(
     index: int,
     roles: tuple[np.ndarray, np.ndarray, np.ndarray],
     properties: np.ndarray,
+    tried: str = "",
 ) -> tuple[Alteration, Tensor] | None:
     """The change that makes pictures of other classes like these members, if the model takes them for the class by it.
 
     roles       rows of the members, of the rest of their class (``index``) and of other classes
     properties  (n, p) of all samples
+    tried       a property that is not it
 
     Returns the alteration and the pictures of the rest it was found on, pixels (m, C, H, W) in 0..1; None where no
     change of what sets the members apart brings as much as counts, beyond the same change the other way.
@@ -234,7 +236,7 @@ def seek_alteration(
     distance = float(lab.ask(drawn[0])[:, index].mean() - before[:, index].mean())
     least = subject.settings.min_share * max(distance, 0)
     best: tuple[float, Alteration] | None = None
-    for name in _suspects(properties[roles[0]], properties[roles[1]]):
+    for name in _suspects(properties[roles[0]], properties[roles[1]], tried):
         alteration = find_alteration(name, group, others)
         if alteration is None:
             continue
@@ -242,8 +244,6 @@ def seek_alteration(
         gain = float((treated - control)[:, index].mean())
         if best is None or gain > best[0]:
             best = gain, alteration
-        if gain >= least:
-            break
     return None if best is None or best[0] < least else (best[1], others)
 
 
@@ -259,13 +259,13 @@ def _lead(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
     return apart
 
 
-def _suspects(inside: np.ndarray, outside: np.ndarray) -> list[str]:
-    """The two kinds of change that would explain most of what sets the group apart."""
+def _suspects(inside: np.ndarray, outside: np.ndarray, tried: str) -> list[str]:
+    """The two kinds of change, but for the one ``tried``, that would explain most of what sets the group apart."""
     names: list[str] = []
     for column in np.argsort(-_lead(inside, outside), kind="stable"):
         name = list(SEEN)[column]
         kind = "colour" if name in COLOURS else name
-        if kind not in names and (kind == "colour" or kind in CHANGES):
+        if kind not in (*names, tried) and (kind == "colour" or kind in CHANGES):
             names.append(kind)
     return names[:2]
 

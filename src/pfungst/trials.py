@@ -60,6 +60,7 @@ class Bench:
     outputs: list[Tensor] = field(default_factory=list)  # by batch
     targets: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
     shares: np.ndarray = field(default_factory=lambda: np.zeros(0))  # of the picture that is object, NaN unknown
+    masks: Any = field(default_factory=hashlib.sha256)  # digest of all masks
     search: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     first: Tensor = field(default_factory=lambda: torch.zeros(0))
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Bench:
                 raise DataError("labels are missing, or no outputs", "give --target predicted, or --classes")
             masks = self.examples.masks(batch, chosen.cpu())
             share = torch.full((len(chosen),), torch.nan) if masks is None else masks.float().mean((1, 2))
+            self.masks.update(b"" if masks is None else masks.cpu().numpy().tobytes())
             if not self.ids:
                 self.first = batch.x[:2].to(self.device)
             self.ids += batch.ids
@@ -99,8 +101,9 @@ class Bench:
             seen.update(np.ascontiguousarray(values).tobytes())
         return {
             "model": self.loaded.name, "digest": self.loaded.digest, "pictures": self.examples.digest,
-            "seen": seen.hexdigest(), "target": self.target, "seed": self.seed, "batch size": self.batch_size,
-            "steps": STEPS, "device": self.device.type, "torch": torch.__version__,
+            "seen": seen.hexdigest(), "masks": self.masks.hexdigest(), "target": self.target,
+            "seed": self.seed, "batch size": self.batch_size, "steps": STEPS,
+            "device": self.device.type, "torch": torch.__version__,
         }  # fmt: skip
 
     def rows(self, half: str) -> np.ndarray:

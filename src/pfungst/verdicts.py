@@ -170,9 +170,9 @@ def _seek(run: Run, subject: Subject, lab: Laboratory, case: Case, candidate: Ca
     if candidate.suspicion >= _CLEARLY_APART and len(case.outsiders):
         roles = (candidate.members, candidate.others, case.outsiders)
         properties = run.read_array("properties").astype(np.float64)
-        found = seek_alteration(subject, lab, candidate.class_index, roles, properties)
-        own = None if candidate.alteration is None else candidate.alteration["property"]
-        if found is not None and found[0].property != own:
+        own = "" if candidate.alteration is None else candidate.alteration["property"]
+        found = seek_alteration(subject, lab, candidate.class_index, roles, properties, own)
+        if found is not None:
             yield found[0]
 
 
