@@ -34,6 +34,7 @@ examples
 quality
 tables
 sheets
+trials
 explanations
 vectors
 imports
@@ -59,6 +60,7 @@ placements
 pipeline explain
 runs
 evaluations
+tuning
 plot widget viewer
 demo
 terminal
@@ -69,8 +71,8 @@ __main__
 # The same inside folders, from what knows least to what knows most.
 INSIDE = {
     "lrp": "operators targets | modules | tokens | plan functions calls marks | samples rules | unbiased | gradients"
-    " presets pools | cells | interception | handlers | even | products | nodes | norms | recurrent | results places"
-    " | inputs streams | traces | engine | concepts adapters",
+    " presets pools | preset_files cells | interception | handlers | even | products | nodes | norms | recurrent"
+    " | results places | inputs streams | traces | engine | concepts adapters layer_groups",
     "viewer": "access calls opened lassos | jobs columns selections downloads laboratory comparison | layouts own"
     " | planes | server",
     "quality": "questions | pixel_flipping localisation complexity robustness class_sensitivity conservation"

@@ -3,6 +3,7 @@
     pfungst.LRP(model)(x)                        relevance of any PyTorch model, unmodified
     pfungst.audit(model, "images/", out="run")   systematic cheats of a model on a data set, each tested by experiment
     pfungst.evaluate(model, "images/")           which way to explain the model is right, measured beside controls
+    pfungst.tune(model, "images/")               the rules that explain the model best, group of layers by group
 
 The story of an audit is told in ``pipeline.py``.  Importing this does no work: the first name used loads torch.
 """
@@ -36,12 +37,16 @@ if TYPE_CHECKING:
     from pfungst.lrp import outlier_tokens as outlier_tokens
     from pfungst.lrp import preset as preset
     from pfungst.lrp import quantus_explain as quantus_explain
+    from pfungst.lrp import read_preset as read_preset
     from pfungst.lrp import relevance_maximisation as relevance_maximisation
+    from pfungst.lrp import write_preset as write_preset
     from pfungst.methods import make_method as make_method
     from pfungst.pipeline import Audit as Audit
     from pfungst.pipeline import Finding as Finding
     from pfungst.pipeline import audit as audit
     from pfungst.runs import reopen as reopen
+    from pfungst.tuning import Tuning as Tuning
+    from pfungst.tuning import tune as tune
 
 _LRP = (
     *(
@@ -49,6 +54,8 @@ _LRP = (
         "Relevance",
         "Preset",
         "preset",
+        "read_preset",
+        "write_preset",
         "Row",
         "OutlierTokens",
         "outlier_tokens",
@@ -69,6 +76,8 @@ _HOMES = {
     "Audit": "pfungst.pipeline",
     "Finding": "pfungst.pipeline",
     "reopen": "pfungst.runs",
+    "tune": "pfungst.tuning",
+    "Tuning": "pfungst.tuning",
 }
 _MODULES = ("plot", "widget")
 __all__ = sorted((*_HOMES, *_MODULES))

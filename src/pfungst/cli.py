@@ -56,7 +56,9 @@ def _option(row: dataclasses.Field[Any]) -> dict[str, Any]:
     if isinstance(row.default, bool):
         return {"is_flag": True, "default": row.default, "help": meta["help"]}
     kind: Any = str
-    if meta["choices"]:
+    if meta["files"]:
+        kind = _ChoiceOrFile(list(meta["choices"]))
+    elif meta["choices"]:
         kind = click.Choice(list(meta["choices"]))
     elif str(row.type).startswith("int"):
         kind = int
@@ -66,6 +68,16 @@ def _option(row: dataclasses.Field[Any]) -> dict[str, Any]:
         kind = _Numbers()
     told = {"show_default": True} if row.default is not None else {}
     return {"default": row.default, "type": kind, "help": meta["help"], **told}
+
+
+class _ChoiceOrFile(click.Choice[str]):
+    """One of the choices, or a file NAME.json."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value if str(value).lower().endswith(".json") else super().convert(value, param, ctx)
+
+    def get_metavar(self, *args: Any, **more: Any) -> str:
+        return f"[{'|'.join(self.choices)}|FILE.json]"
 
 
 class _Numbers(click.ParamType):
@@ -92,6 +104,7 @@ def cli() -> None:
     Your model:           pfungst audit torchvision:resnet50 images/ --out runs/first
     A few pictures:       pfungst explain torchvision:resnet50 dog.jpg --out maps
     Is the map right?     pfungst evaluate torchvision:resnet50 images/ --out quality
+    Better maps:          pfungst tune torchvision:resnet50 images/ --out rules.json
     """
 
 
@@ -179,8 +192,8 @@ def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> No
 @click.option(
     "--methods",
     default="",
-    help="Presets of LRP; gradient, gradient-x-input, guided-backprop, deconvnet, grad-cam, integrated-gradients, "
-    "smoothgrad, occlusion, deeplift. [default: auto,epsilon and the usual ones beside them]",
+    help="Presets of LRP (names, or files NAME.json); gradient, gradient-x-input, guided-backprop, deconvnet, "
+    "grad-cam, integrated-gradients, smoothgrad, occlusion, deeplift. [default: auto,epsilon and the usual ones]",
 )
 @click.option(
     "--measures",
@@ -218,6 +231,46 @@ def evaluate(model: str, images: str | None, out: str, as_json: bool, **options:
         click.echo(json.dumps(describe_evaluation(found, table), indent=1))
     else:
         print_evaluation(found, table, page)
+
+
+@cli.command(
+    epilog="Example:  pfungst tune torchvision:resnet50 photos/ --out resnet50.json --masks photos_masks/",
+    help="Search the rules for each group of layers of MODEL that explain IMAGES best, and write a preset file.\n\n"
+    "Half of the pictures are searched on, the other half says whether the result beats the named presets; if it does "
+    "not, the best of these is written. --preset FILE of audit, explain and --methods FILE of evaluate take it.\n\n"
+    + _MODEL_HELP
+    + "\n\nThe same command again goes on where it was stopped.",
+)
+@click.argument("model")
+@click.argument("images", type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="The preset file, NAME.json; NAME.tuning/ tells all.")
+@click.option("--masks", default=None, type=click.Path(), help="Where the objects are, as of evaluate.")
+@click.option("--objects", default="", help="Only these annotated categories, separated by commas.")
+@click.option(
+    "--objective",
+    default="srg=1,localisation=1,class=1",
+    show_default=True,
+    help="Weights of SRG, of the relevance on the object (with --masks), and of telling classes apart.",
+)
+@click.option("--groups", default=3, show_default=True, type=click.IntRange(1), help="Parts of the convolutions.")
+@click.option("--budget", default=80, show_default=True, type=click.IntRange(1), help="Presets tried at most.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(8), help="Pictures used at most.")
+@click.option("--target", default="predicted", show_default=True, type=click.Choice(["predicted", "label"]))
+@click.option("--json", "as_json", is_flag=True, help="Print all that was tried as JSON and nothing else.")
+@_flags({"weights", "size", "mean", "std", "channels", "classes", "batch_size", "device", "workers", "seed"})
+def tune(model: str, images: str, out: str, as_json: bool, **options: Any) -> None:
+    from pfungst.terminal import print_tuning
+    from pfungst.tuning import parse_objective
+    from pfungst.tuning import tune as run_search
+
+    options["objects"] = _parts(options["objects"])
+    options["objective"] = parse_objective(options["objective"])
+    with show_progress(quiet=as_json) as tell:
+        found = run_search(model, images, out=out, progress=tell, **options)
+    if as_json:
+        click.echo(json.dumps(found.record(), indent=1))
+    else:
+        print_tuning(found, out)
 
 
 def _parts(text: str) -> list[str]:
@@ -340,7 +393,7 @@ def _reopening(function: Callable[..., Any], what: str = "finding") -> Callable[
 @click.option("--samples", default=None, type=click.IntRange(8), help="Pictures of each role. [default: as in the run]")
 @click.option("--also", multiple=True, help="Ask this model about the same changed pictures, too.")
 @click.option("--also-weights", multiple=True, type=click.Path(), help="Weights of each --also, in their order.")
-@click.option("--also-preset", multiple=True, help="Look for the region under these rules of relevance, too.")
+@click.option("--also-preset", multiple=True, help="Look for the region under these rules (or a preset file), too.")
 @click.option("--where", multiple=True, type=click.Path(), help="Folder in which to count how often the cue is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON and nothing else.")
 def confirm(run: str, finding: str, as_json: bool, **options: Any) -> None:

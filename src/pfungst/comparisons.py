@@ -211,7 +211,8 @@ def _facts(description: Mapping[str, Any]) -> dict[str, Any]:
         "samples": data["samples"],
         "classes": data["classes"],
         "explained": data["target"],
-        **{f"setting {name}": value for name, value in description["settings"].items()},
+        # A preset of a file stands there whole, and above in words.
+        **{f"setting {k}": v["name"] if isinstance(v, dict) else v for k, v in description["settings"].items()},
         **{f"version of {name}": value for name, value in description["versions"].items()},
     }
 

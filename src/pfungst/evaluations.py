@@ -75,7 +75,7 @@ def evaluate(
     model: str | Path | nn.Module | LoadedModel,
     images: Any = None,
     *,
-    methods: Sequence[str | Preset | Method] | Mapping[str, Any] | None = None,
+    methods: Sequence[str | Path | Preset | Method] | Mapping[str, Any] | None = None,
     measures: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     masks: str | Path | None = None,
     objects: Sequence[str] | None = None,
@@ -97,8 +97,8 @@ def evaluate(
     model     as for an audit; or the folder of a finished run, which brings its pictures, preset and target, and its
               maps where it kept them (``--full-maps``, ``--relevance``)
     images    a folder, manifest or picture; tensors x, (x, labels) or (x, labels, masks); or a loader of such batches
-    methods   names (``methods.METHODS``), presets or ``Method`` objects; or a mapping from names to functions of inputs
-              and targets that give maps.  Controls are added
+    methods   names (``methods.METHODS``), presets, preset files or ``Method`` objects; or a mapping from names to
+              functions of inputs and targets that give maps.  Controls are added
     measures  names (``quality.measures.MEASURES``), or a mapping from names to options, e.g. {"srg": {"fill": "blur"}};
               by default those that are cheap, and localisation where there are masks
     masks     a folder of masks, COCO, YOLO or VOC annotations of the pictures; ``objects``: only these categories
@@ -120,6 +120,38 @@ def evaluate(
         if methods is None:
             methods = (subject.lrp.preset, *METHODS[1:])
     target = target or "predicted"
+    loaded, examples = open_pictures(
+        model, images, masks=masks, objects=objects, limit=limit, workers=workers, device=device, seed=seed,
+        bounds=bounds, **model_options,
+    )  # fmt: skip
+    if relevance and not isinstance(examples, Files):
+        raise SettingError("maps as files for pictures as tensors", "give methods={...}")
+    options = dict(measures) if isinstance(measures, Mapping) else {}
+    _check_options(options)
+    names = DEFAULT + (("localisation",) if masks is not None else ()) if measures is None else tuple(measures)
+    kept += [_open_maps(path, examples) for path in relevance]
+    chosen = _choose_methods(METHODS if methods is None else methods, kept, loaded.module, examples, device)
+    work = _Work(
+        loaded, examples, chosen, choose_measures(names), options,
+        target, batch_size, chunk, torch.device(device), None if out is None else Run(out), progress or _silent,
+    )  # fmt: skip
+    return work.do({"target": target, "limit": limit, "seed": seed, "batch_size": batch_size})
+
+
+def open_pictures(
+    model: str | Path | nn.Module | LoadedModel,
+    images: Any,
+    *,
+    masks: str | Path | None = None,
+    objects: Sequence[str] | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    device: str = "cpu",
+    seed: int = 0,
+    bounds: tuple[Any, Any] | None = None,
+    **model_options: Any,
+) -> tuple[LoadedModel, Examples]:
+    """The model and the pictures of a call such as ``evaluate``, whose arguments these are."""
     if isinstance(model, nn.Module) and not isinstance(images, str | Path | ImageData):
         if any(value is not None for value in model_options.values()):
             raise SettingError(f"{', '.join(model_options)} for tensors", "prepare the tensors as the model needs them")
@@ -131,20 +163,11 @@ def evaluate(
         examples: Examples = open_files(
             loaded, images, masks=masks, objects=list(objects or ()), limit=limit, workers=workers, seed=seed
         )
-    elif masks is not None or relevance:
-        raise SettingError("masks or maps as files for pictures as tensors", "give (x, labels, masks), methods={...}")
+    elif masks is not None:
+        raise SettingError("masks as files for pictures as tensors", "give (x, labels, masks)")
     else:
         examples = open_tensors(images, bounds=bounds, limit=limit)
-    options = dict(measures) if isinstance(measures, Mapping) else {}
-    _check_options(options)
-    names = DEFAULT + (("localisation",) if masks is not None else ()) if measures is None else tuple(measures)
-    kept += [_open_maps(path, examples) for path in relevance]
-    chosen = _choose_methods(METHODS if methods is None else methods, kept, loaded.module, examples, device)
-    work = _Work(
-        loaded, examples, chosen, choose_measures(names), options,
-        target, batch_size, chunk, torch.device(device), None if out is None else Run(out), progress or _silent,
-    )  # fmt: skip
-    return work.do({"target": target, "limit": limit, "seed": seed, "batch_size": batch_size})
+    return loaded, examples
 
 
 def _read_run(path: Any, device: str) -> tuple[Subject, list[Method]]:
@@ -205,7 +228,18 @@ def _choose_methods(given: Any, kept: list[Method], model: nn.Module, examples: 
     else:
         chosen = [one if isinstance(one, Method) else make_method(one, model, bounds=bounds) for one in given]
     chosen += kept + [make_method(name, model) for name in CONTROLS]
-    return list({one.name: one for one in chosen}.values())
+    known: dict[str, Method] = {}
+    for one in chosen:
+        rules = _rules(known.setdefault(one.name, one))
+        if rules and rules != _rules(one):
+            raise SettingError(f"two presets are called {one.name!r}", "change the name in one of the files")
+    return list(known.values())
+
+
+def _rules(method: Method) -> str:
+    """A preset's rules, and nothing for other methods."""
+    explain: Any = method.explain
+    return explain.lrp.preset.describe() if hasattr(explain, "lrp") else ""
 
 
 @dataclass
@@ -376,8 +410,7 @@ class _Work:
 
     def digest(self, method: Method, measure: Measure) -> str:
         """Of what decides a part beside the folder's identity: the options, and a preset's rules."""
-        explain: Any = method.explain
-        rules = explain.lrp.preset.describe() if hasattr(explain, "lrp") else getattr(explain, "keywords", "")
+        rules = _rules(method) or getattr(method.explain, "keywords", "")
         masks = self.examples.masks_digest if MASKS in measure.needs else ""
         text = json.dumps(
             [dict(self.options.get(measure.name, {})), rules, method.token, masks], default=str, sort_keys=True

@@ -30,6 +30,7 @@ from pfungst.explanations import Explanation, TargetMap, describe_explanation
 from pfungst.filenames import name_pictures, printable, slug_classes
 from pfungst.journals import Journal
 from pfungst.lrp import LRP, Preset
+from pfungst.lrp import preset as named_preset
 from pfungst.models import LoadedModel, load_model
 from pfungst.predictions import (
     Prediction,
@@ -85,7 +86,7 @@ def explain(
     *,
     targets: str | int | Sequence[str | int] = "predicted",
     topk: int = 5,
-    preset: str | Preset = "auto",
+    preset: str | Path | Preset = "auto",
     same_scale: bool = False,
     quantile: float = 0.995,
     save: str = "none",
@@ -116,12 +117,14 @@ def explain(
     The same call goes on where it was killed.
     ``pyramid``: a folder for deep-zoom tiles (``.dzi``) of the picture and of each overlay at full size.
     ``workers``: threads that read pictures.  ``progress(done, total)`` counts steps of the work.
+    ``preset``: a name, a preset file or a ``Preset``.
     ``model_options``: as of ``load_model`` (weights, size, mean, std, channels, classes).
 
     Returns one Explanation a picture, in order; pictures that cannot be read are skipped and say why.
     Raises SettingError, ModelError, RelevanceError, DataError or RunError; what is finished by then stays.
     """
     _check(topk=topk, batch_size=batch_size, quantile=quantile, save=save)
+    preset = named_preset(preset)
     if isinstance(model, LoadedModel):
         if any(value is not None for value in model_options.values()):
             raise SettingError(f"{', '.join(model_options)} for a model that is loaded", "give them to load_model")
@@ -150,7 +153,7 @@ class _Work:
     """The settings of one call, and what becomes known on the way: class names, file names in use, results."""
 
     loaded: LoadedModel
-    preset: str | Preset
+    preset: Preset
     preprocess: Preprocess
     lrp: LRP
     data: ImageData

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from pfungst import baselines
 from pfungst.errors import RelevanceError, SettingError
-from pfungst.lrp import LRP, PRESETS, Preset
+from pfungst.lrp import LRP, PRESETS, Preset, preset
+from pfungst.lrp.preset_files import is_preset_file
 from pfungst.lrp.targets import Target
 
 Explain = Callable[[Any, Tensor, Target], Tensor]
@@ -86,27 +88,29 @@ class Method:
         return None if self.make is None else replace(self, explain=self.make(model))
 
 
-def make_method(which: str | Preset, model: Any, *, bounds: Any = None, **options: Any) -> Method:
-    """The method of that name (``METHODS``), or of a preset, for this model.
+def make_method(which: str | Path | Preset, model: Any, *, bounds: Any = None, **options: Any) -> Method:
+    """The method of that name (``METHODS``), or of a preset or preset file, for this model.
 
     ``bounds``: (low, high) of the inputs, for presets with z^B.  ``options``: of the method, such as ``layer`` of
     grad-cam, ``window`` of occlusion, ``steps`` of integrated-gradients, or those of ``LRP``.
     Raises SettingError for a name or an option that there is not.
     """
-    if isinstance(which, Preset) or which in PRESETS:
-        name, kind, passes = which if isinstance(which, str) else which.name, "preset", "3 to 5"
+    if isinstance(which, Preset) or is_preset_file(which) or which in PRESETS:
+        chosen = preset(which)
+        name, kind, passes = chosen.name, "preset", "3 to 5"
         adds_up, about = True, None
 
         def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
-            return _Relevance(LRP(model, which, bounds=bounds, **options))
+            return _Relevance(LRP(model, chosen, bounds=bounds, **options))
 
     else:
         known = {**BASELINES, **CONTROLS}
         if which not in known:
             raise SettingError(f"there is no method {which!r}", f"the methods are {', '.join(METHODS)}")
-        recipe = known[which]
-        name, passes, adds_up = which, recipe.passes, recipe.adds_up
-        kind = "control" if which in CONTROLS else "baseline"
+        name = str(which)
+        recipe = known[name]
+        passes, adds_up = recipe.passes, recipe.adds_up
+        kind = "control" if name in CONTROLS else "baseline"
         about = None if recipe.about is None else functools.partial(recipe.about, model, **options)
 
         def make(model: Any) -> Callable[[Tensor, Target], Tensor]:

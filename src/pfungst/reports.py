@@ -71,7 +71,7 @@ def _content(run: Run) -> dict[str, Any]:
         "overall": run.read_json(OVERALL),
         "set_aside": reasons,
         "set_aside_total": sum(len(ids) for _, ids in reasons),
-        "settings": description["settings"],
+        "settings": {k: v["name"] if isinstance(v, dict) else v for k, v in description["settings"].items()},
         "colours": write_colours,
         "chart_style": STYLE,
     }

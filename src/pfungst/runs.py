@@ -15,7 +15,7 @@ from pfungst.domains.image import ImageData
 from pfungst.errors import DataError, ModelError, RunError, SettingError
 from pfungst.guards import Guard, write_guard
 from pfungst.judgements import find_record
-from pfungst.lrp.presets import PRESETS
+from pfungst.lrp.preset_files import preset
 from pfungst.maps import Progress, prepare
 from pfungst.models import LoadedModel, load_model
 from pfungst.pipeline import Audit, digest_given, make_settings
@@ -112,8 +112,7 @@ def confirm_again(
     if also_weights and len(also_weights) != len(also):
         raise SettingError(f"{len(also)} times --also, {len(also_weights)} times --also-weights", "give one for each")
     for name in also_preset:
-        if name not in PRESETS:
-            raise SettingError(f"there is no preset {name!r}", f"the presets are {', '.join(PRESETS)}")
+        preset(name)  # an error before the model is loaded
     find_record(Run(path), finding)  # before the model is loaded
     opened = reopen(path, model=model, weights=weights, images=images, device=device)
     settings = opened.subject.settings

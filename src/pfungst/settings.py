@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pfungst.errors import SettingError
-from pfungst.lrp.presets import PRESETS
+from pfungst.lrp.preset_files import describe_preset, is_preset_file, parse_preset, read_preset
+from pfungst.lrp.presets import PRESETS, Preset
 
 
 def _setting(
@@ -26,10 +27,14 @@ def _setting(
     many: bool = False,
     free: bool = False,
     advanced: bool = False,
+    files: bool = False,
 ) -> Any:
-    """A row: ``free`` settings change how fast a run is, not what comes out; ``many`` takes several values."""
+    """A row: ``free`` settings change how fast a run is, not what comes out; ``many`` takes several values.
+
+    ``files``: a preset file may stand in place of one of the choices.
+    """
     row = {"help": help, "low": low, "high": high, "choices": choices, "many": many, "free": free, "advanced": advanced}
-    return dataclasses.field(default=default, metadata=row)
+    return dataclasses.field(default=default, metadata={**row, "files": files})
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,12 @@ class Settings:
         "Relevance maps made elsewhere, which are audited in place of pfungst's own: .npy, .npz, .h5, .zarr, .pt or "
         ".safetensors, one map a picture in sorted order, or with their names as 'ids'.",
     )
-    preset: str = _setting("auto", "Rules that share out relevance.", choices=tuple(PRESETS))
+    preset: str | Preset = _setting(  # noqa: RUF009 - a Preset is frozen
+        "auto",
+        "Rules that share out relevance: a name, or a preset file as `pfungst tune` writes it, NAME.json.",
+        choices=tuple(PRESETS),
+        files=True,
+    )
     target: str = _setting(
         "auto",
         "Whose score is explained: 'label' (the picture's own class), 'predicted', or one class by name, which alone "
@@ -119,12 +129,19 @@ class Settings:
     exemplars: int = _setting(6, "Example pictures a finding shows.", low=1, high=24, advanced=True)
 
     def __post_init__(self) -> None:
+        # A file is read now, so that a run depends on what it says and not on its name, and never needs it again.
+        given: Any = self.preset
+        if isinstance(given, dict):  # from a run's record
+            object.__setattr__(self, "preset", parse_preset(given, "setting preset"))
+        elif is_preset_file(given):
+            object.__setattr__(self, "preset", read_preset(given))
         for row in dataclasses.fields(self):
             _check(row, getattr(self, row.name))
 
     def record(self) -> dict[str, Any]:
         """What decides the result, for the run folder; free settings are left out."""
-        return {row.name: getattr(self, row.name) for row in dataclasses.fields(self) if not row.metadata["free"]}
+        values = {row.name: getattr(self, row.name) for row in dataclasses.fields(self) if not row.metadata["free"]}
+        return {k: describe_preset(value) if isinstance(value, Preset) else value for k, value in values.items()}
 
 
 def _check(row: dataclasses.Field[Any], value: Any) -> None:
@@ -133,8 +150,11 @@ def _check(row: dataclasses.Field[Any], value: Any) -> None:
             return
         raise SettingError(f"{row.name} is None", f"leave it out for the default {row.default!r}")
     meta = row.metadata
+    if meta["files"] and isinstance(value, Preset):
+        return
     if meta["choices"] and value not in meta["choices"]:
-        raise SettingError(f"{row.name} is {value!r}", f"it is one of {', '.join(meta['choices'])}")
+        more = ", or a preset file, NAME.json" if meta["files"] else ""
+        raise SettingError(f"{row.name} is {value!r}", f"it is one of {', '.join(meta['choices'])}{more}")
     for end, wrong in (("low", lambda v, e: v < e), ("high", lambda v, e: v > e)):
         if meta[end] is None:
             continue

@@ -180,6 +180,44 @@ def print_evaluation(found: Any, table: Any, page: Path) -> None:
     console.print(f"Page: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
+def print_tuning(found: Any, out: str) -> None:
+    """The tuned preset and the named ones on the held-back half, the rules by group, and what to do next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, titles = Console(), {"srg": "SRG ↑", "mass": "mass ↑", "alike": "top two alike ↓"}
+    shown_figures = [name for name in titles if any(name in one.figures for one in found.held)]
+    table = Table(title=f"{len(found.about['held'])} held-back pictures", title_justify="left", caption_justify="left")
+    table.add_column("preset", no_wrap=True)
+    for name in shown_figures:
+        table.add_column(titles[name], justify="right")
+    table.add_column("score ↑", justify="right", no_wrap=True)
+    if found.improved:
+        table.add_column(f"{found.found.name} gains (95 %)", justify="right", no_wrap=True)
+        table.caption = "gains: score of the tuned preset less this one's, over the same pictures"
+    for one in found.held:
+        gain = one.gains.get("score")
+        cells = [f"{one.figures[name]:.3f}" if name in one.figures else "-" for name in shown_figures]
+        told = [f"{gain[0]:+.3f} ({gain[1]:+.3f}, {gain[2]:+.3f})" if gain else ""] if found.improved else []
+        table.add_row(
+            one.name, *cells, f"{one.score:.3f}", *told, style="bold" if one.name == found.preset.name else None
+        )
+    console.print(table)
+    if found.improved:
+        rules = Table(title=f"Rules of {found.found.name}", title_justify="left", show_header=False)
+        for name, nodes in found.groups.items():
+            first = nodes[0] if len(nodes) == 1 else f"{nodes[0]} to {nodes[-1]} ({len(nodes)})"
+            rules.add_row(name, first, found.rules[name])
+        console.print(rules)
+    for line in (*found.lines(), *(f"note: {note}" for note in found.notes)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    refused = [one for one in found.tried if one.refused]
+    more = f", {len(refused)} of them refused by this model" if refused else ""
+    console.print(f"{len(found.tried)} presets tried{more}.", highlight=False)
+    console.print(f"Preset: {out}   next: pfungst audit MODEL IMAGES --out RUN --preset {out}", soft_wrap=True,
+                  highlight=False, markup=False)  # fmt: skip
+
+
 def print_demo(results: Any) -> None:
     """What the demo's audit found, and what of it was planted."""
     from rich.console import Console

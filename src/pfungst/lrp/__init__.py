@@ -5,7 +5,8 @@ from pfungst.lrp.concepts import Reference, relevance_maximisation
 from pfungst.lrp.engine import LRP
 from pfungst.lrp.places import Channels
 from pfungst.lrp.plan import Plan
-from pfungst.lrp.presets import PRESETS, Preset, Row, preset
+from pfungst.lrp.preset_files import preset, read_preset, write_preset
+from pfungst.lrp.presets import PRESETS, Preset, Row
 from pfungst.lrp.results import Relevance
 from pfungst.lrp.targets import Contrast, Logit, LogOdds, Margin, Region, Several, Similarity, Unit, Weights
 from pfungst.lrp.tokens import OutlierTokens, outlier_tokens
@@ -34,5 +35,7 @@ __all__ = [
     "outlier_tokens",
     "preset",
     "quantus_explain",
+    "read_preset",
     "relevance_maximisation",
+    "write_preset",
 ]

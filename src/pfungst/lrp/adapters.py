@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ def quantus_explain(
     inputs: Any,
     targets: Any,
     *,
-    preset: str | Preset = "auto",
+    preset: str | Path | Preset = "auto",
     bounds: Any = None,
     device: Any = None,
     **settings: Any,

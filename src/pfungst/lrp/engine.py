@@ -12,6 +12,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 import torch
@@ -23,8 +24,8 @@ from pfungst.lrp.marks import Mark
 from pfungst.lrp.modules import as_written, first_tensor, node_names, replace_first, unwrapped, visiting
 from pfungst.lrp.places import Condition, Place
 from pfungst.lrp.plan import Plan
+from pfungst.lrp.preset_files import preset as named
 from pfungst.lrp.presets import Preset
-from pfungst.lrp.presets import preset as named
 from pfungst.lrp.recurrent import Interception
 from pfungst.lrp.results import Relevance
 from pfungst.lrp.streams import Split, batches, device_of
@@ -52,7 +53,7 @@ class LRP:
     """Explains a model with a preset of rules.
 
     model       any ``nn.Module`` in eval mode (or a callable); it is never changed
-    preset      a name (see ``presets.PRESETS``) or a ``Preset``
+    preset      a name (see ``presets.PRESETS``), a preset file (``"tuned.json"``) or a ``Preset``
     bounds      (low, high): smallest and greatest input value, numbers or tensors that broadcast against the input;
                 or a dict of them by input; only presets with z^B need it
     output      which of several outputs to explain: a key, attribute or place, or a function of what the model
@@ -65,7 +66,7 @@ class LRP:
     def __init__(
         self,
         model: nn.Module | Callable[..., Any],
-        preset: str | Preset = "auto",
+        preset: str | Path | Preset = "auto",
         *,
         bounds: Bounds | None = None,
         output: Choice = None,

@@ -1,7 +1,7 @@
 """Presets: ordered rows "kind of node, position, name pattern -> rule"; the first row that fits decides.
 
-The names are those that users of zennit and iNNvestigate know.  ``preset("epsilon-plus")`` makes one with its
-defaults; the functions below take parameters: ``epsilon_plus(epsilon=0.01)`` is the talk's hybrid.
+The names are those that users of zennit and iNNvestigate know.  ``preset("epsilon-plus")`` (``preset_files.py``) makes
+one with its defaults; the functions below take parameters: ``epsilon_plus(epsilon=0.01)`` is the talk's hybrid.
 """
 
 from __future__ import annotations
@@ -247,12 +247,3 @@ PRESETS: dict[str, Callable[..., Preset]] = {
     "cp-lrp-gamma": cp_lrp_gamma,
     "arras": arras,
 }
-
-
-def preset(which: str | Preset) -> Preset:
-    """The preset of that name with its defaults; a Preset is returned as it is."""
-    if isinstance(which, Preset):
-        return which
-    if which not in PRESETS:
-        raise SettingError(f"there is no preset {which!r}", f"the presets are {', '.join(PRESETS)}")
-    return PRESETS[which]()

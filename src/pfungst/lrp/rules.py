@@ -177,7 +177,9 @@ class Rule:
     @property
     def label(self) -> str:
         """The rule with its parameters, as printed by ``plan`` and written into a run."""
-        fields = ", ".join(f"{k}={v:g}" for k, v in vars(self).items() if isinstance(v, int | float))
+        numbers = {k: v for k, v in vars(self).items() if isinstance(v, int | float)}
+        # Digits enough to tell rules apart: labels go into the identity of a run.
+        fields = ", ".join(f"{k}={v:g}" if float(f"{v:g}") == v else f"{k}={v!r}" for k, v in numbers.items())
         return f"{type(self).__name__}({fields})"
 
     def share(self, call: LinearCall, c: Tensor) -> Shared:

@@ -32,7 +32,7 @@ def score_localisation(question: Question, *, tolerance: int | None = None) -> S
     size = inside.sum(1).double()
     usable = (size > 0) & (size < height * width)
     flat, positive = maps.flatten(1), maps.clamp(min=0).flatten(1)
-    mass = (positive * inside).sum(1) / positive.sum(1)
+    mass = relevance_mass(maps, masks)
     others = height * width - size
     outside = ((positive * ~inside).sum(1) / others) / ((positive * inside).sum(1) / size)
     signed = ((flat * ~inside).sum(1) / others) / ((flat * inside).sum(1) / size)
@@ -46,6 +46,12 @@ def score_localisation(question: Question, *, tolerance: int | None = None) -> S
         "auc": area_under_roc(flat, inside),
     }
     return Scores({name: values.where(usable, torch.nan) for name, values in figures.items()})
+
+
+def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
+    """``mass`` of maps (n, H, W) with masks (n, H, W), (n,) float64; NaN without positive relevance."""
+    positive, inside = maps.double().clamp(min=0).flatten(1), masks.flatten(1)
+    return (positive * inside).sum(1) / positive.sum(1)
 
 
 def _rank(flat: Tensor, inside: Tensor) -> Tensor:
