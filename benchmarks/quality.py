@@ -154,7 +154,7 @@ def serve(measure: str, network: str, library: str, pictures: int, steps: int, d
     for line in sys.stdin:
         if line.strip() == "end":
             break
-        question = Question(model, x, target, maps, method, masks, chunk=64 if device == "cpu" else 1024)
+        question = Question(model, x, target, maps, method, masks)
         start = time.perf_counter()
         values = (ours if library == "pfungst" else theirs)(measure, question, steps)
         print(json.dumps(time.perf_counter() - start), flush=True)

@@ -83,7 +83,7 @@ def evaluate(
     target: str | None = None,
     limit: int | None = None,
     batch_size: int = 16,
-    chunk: int = 64,
+    chunk: int | None = None,
     workers: int = 0,
     device: str = "cpu",
     seed: int = 0,
@@ -105,7 +105,7 @@ def evaluate(
     relevance files of maps of these pictures that were made elsewhere (see ``imports.py``), judged beside the methods
     target    whose score is explained: ``predicted`` (default) or ``label``
     limit     at most so many pictures, drawn over the classes with ``seed``
-    chunk     pictures the model is asked at once by flipping
+    chunk     pictures the model is asked at once by flipping; by default what suits their size
     out       a folder for what is finished, so that the same call goes on; nothing is kept without it
 
     Raises SettingError, DataError, ModelError or RunError.  A method that fails for this model is left out, with the
@@ -253,7 +253,7 @@ class _Work:
     options: Mapping[str, Mapping[str, Any]]
     target: str
     batch_size: int
-    chunk: int
+    chunk: int | None
     device: torch.device
     run: Run | None
     progress: Progress

@@ -52,7 +52,7 @@ class Bench:
     target: str
     seed: int
     batch_size: int
-    chunk: int
+    chunk: int | None
     device: torch.device
     progress: Progress
     journal: Journal = field(default_factory=Journal)

@@ -150,7 +150,7 @@ def tune(
     target: str = "predicted",
     seed: int = 0,
     batch_size: int = 16,
-    chunk: int = 64,
+    chunk: int | None = None,
     workers: int = 0,
     device: str = "cpu",
     bounds: tuple[Any, Any] | None = None,

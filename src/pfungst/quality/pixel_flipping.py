@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pfungst.errors import SettingError
-from pfungst.quality.questions import Question, Scores, ask, probabilities, seeded
+from pfungst.quality.questions import Question, Scores, ask, choose_chunk, probabilities, seeded
 
 FILLS = ("mean", "zero", "uniform", "blur", "low")
 ORDERS = ("most", "least", "random")
@@ -152,7 +152,7 @@ def _replacement(question: Question, fill: str | float, draw: int) -> Tensor:
 def _ask_steps(question: Question, replacement: Tensor, ranks: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     """Probability and logit of the target at each step, (n, steps) each."""
     x = question.x
-    per = max(1, question.chunk // len(x))
+    per = max(1, (question.chunk or choose_chunk(x)) // len(x))
     probability: list[Tensor] = []
     logit: list[Tensor] = []
     for part in ends.to(x.device).split(per):

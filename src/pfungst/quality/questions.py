@@ -30,7 +30,7 @@ class Question:
     method      what made them, for measures that need maps of other pictures, classes or models; None where unknown
     masks       (n, H, W) bool, where the object is; None where nobody knows
     low, high   least and greatest input value, by channel (C, 1, 1); by default those of the batch
-    chunk       so many pictures are asked at once
+    chunk       so many pictures are asked at once; by default what suits their size (``choose_chunk``)
     """
 
     model: Callable[[Tensor], Any]
@@ -41,7 +41,7 @@ class Question:
     masks: Tensor | None = None
     low: Tensor | None = None
     high: Tensor | None = None
-    chunk: int = 64
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         if self.x.dim() != 4 or self.maps.shape != (len(self.x), *self.x.shape[2:]) or len(self.target) != len(self.x):
@@ -88,11 +88,22 @@ class Scores:
     shares: Tensor | None = None
 
 
+def choose_chunk(x: Tensor) -> int:
+    """Pictures of this size that are best asked at once: on a CPU as few as keep it busy, since what they need must fit
+    its caches (SqueezeNet at 225 pixels: 8 at once take 55 % of the time of 64); on a GPU a hundred of 224 pixels."""
+    numbers = max(1, x[0].numel())
+    if x.device.type == "cpu":
+        return min(32, max(8, 1_200_000 // numbers))
+    return min(2048, max(64, 20_000_000 // numbers))
+
+
 @torch.inference_mode()
-def ask(model: Callable[[Tensor], Any], x: Tensor, chunk: int = 64) -> Tensor:
+def ask(model: Callable[[Tensor], Any], x: Tensor, chunk: int | None = None) -> Tensor:
     """The model's outputs, (n, classes), asked in chunks."""
     with as_written():
-        parts = [check_output(choose_output(model(part), len(part)), len(part)) for part in x.split(chunk)]
+        parts = [
+            check_output(choose_output(model(part), len(part)), len(part)) for part in x.split(chunk or choose_chunk(x))
+        ]
     output = parts[0] if len(parts) == 1 else torch.cat(parts)
     if output.dim() != 2:
         raise SettingError(f"outputs of shape {tuple(output.shape)}", "measures need a classifier: (n, classes)")
