@@ -29,8 +29,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from pfungst import heatmaps
-from pfungst.lrp import LRP
-from pfungst.lrp.presets import preset
+from pfungst.lrp import LRP, preset
 
 DATA = Path(os.environ.get("PFUNGST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 ROOT = Path(__file__).parents[1]
