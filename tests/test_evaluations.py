@@ -23,6 +23,7 @@ from pfungst.lrp import LRP
 from pfungst.methods import make_method
 from pfungst.sheets import describe_evaluation, write_evaluation, write_page
 from pfungst.tables import tabulate, write_number
+from pfungst.terminal import print_evaluation
 
 
 class Corner(nn.Module):
@@ -335,3 +336,71 @@ def test_a_finished_run_brings_its_pictures_preset_and_maps(finished: Path, smal
     np.testing.assert_allclose(few.values["run"]["entropy"], few.values["auto"]["entropy"], rtol=1e-4)
     with pytest.raises(SettingError, match="no images"):
         evaluate(small.model)
+
+
+def test_what_pytorch_users_hand_over_is_taken(model: nn.Module) -> None:
+    x, labels, masks = pictures()
+    wanted = judge(model).values["epsilon"]["mass"]
+    numpy = (x.numpy(), labels.numpy(), masks[:, None].numpy())
+    for given in (numpy, [x, labels, masks], torch.utils.data.TensorDataset(x, labels, masks)):
+        np.testing.assert_array_equal(judge(model, given).values["epsilon"]["mass"], wanted)
+    both = judge(model, methods={"mine": lambda x, target: x, "theirs": "epsilon"})
+    np.testing.assert_array_equal(both.values["theirs"]["mass"], wanted)
+    assert set(judge(model, methods="epsilon", measures="complexity").values) > {"epsilon"}
+
+
+def test_tensors_that_do_not_fit_are_named(model: nn.Module) -> None:
+    x, labels, masks = pictures()
+    for given, cause in (
+        ((x, labels[:3], masks), "20 pictures, 3 labels"),
+        ((x, labels, masks[:5]), "20 pictures, 5 masks"),
+        ((x, labels, masks[:, :4]), "masks of shape"),
+        (((x * 255).byte(), labels), "torch.uint8 values"),
+    ):
+        with pytest.raises(DataError, match=cause):
+            judge(model, given)
+    with pytest.raises(SettingError, match="no argument 'method'"):
+        judge(model, method=["epsilon"])
+    with pytest.raises(SettingError, match="there is no measure 'localization'"):
+        judge(model, measures=["localization"])
+    with pytest.raises(SettingError, match="limit is 0"):
+        judge(model, limit=0)
+    with pytest.raises(SettingError, match="nothing could be measured: localisation: needs masks"):
+        judge(model, (x, labels), measures=["localisation"])
+
+
+def test_an_explainer_that_fails_is_left_out_by_name(model: nn.Module) -> None:
+    found = judge(model, methods={"mine": lambda x, target: 1 / 0, "auto": "auto"})
+    assert found.left_out == {"mine": "ZeroDivisionError: division by zero"}
+    assert "auto" in found.values
+
+
+def test_few_pictures_and_masks_that_say_nothing_are_noted(model: nn.Module) -> None:
+    x, labels, masks = pictures()
+    few = judge(model, (x[:5], labels[:5], masks[:5]))
+    assert "5 pictures are few" in few.notes[0]
+    assert all(cell.worse_than is None for cells in few.table().cells.values() for cell in cells.values())
+    empty = judge(model, (x, labels, torch.zeros_like(masks)))
+    assert "localisation is not defined" in empty.notes[0]
+    assert empty.table().cells["epsilon"]["mass"].worse_than is None
+    nothing = judge(model, methods={"mine": lambda x, target: 0 * x}, measures=["complexity"])
+    assert "mine: 20 of 20 maps are empty" in nothing.notes[0]
+
+
+def test_an_evaluation_prints_as_a_small_table(model: nn.Module) -> None:
+    text = repr(judge(model))
+    assert text.splitlines()[0] == "Evaluation of Corner on 20 pictures"
+    assert len(text) < 1500
+    assert "epsilon" in text
+
+
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_no_number_is_cut_on_a_narrow_terminal(model: nn.Module, width: int, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    found = judge(model, measures=["srg", "localisation", "complexity", "class-sensitivity", "conservation"])
+    print_evaluation(found, found.table(), Path("page.html"))
+    shown = capsys.readouterr().out
+    for name, cell in found.table().cells["epsilon"].items():
+        if found.table().figures[name].main:
+            assert write_number(cell.mean) in shown, name
+    assert max(map(len, shown.splitlines())) <= max(width, 97)

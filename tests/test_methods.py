@@ -170,6 +170,14 @@ def test_what_cannot_be_done_is_said(model: nn.Module, x: Tensor) -> None:
         wrap_method("mine", lambda x, target: x[:, 0, 0])(x, TARGET)
 
 
+def test_grad_cam_looks_before_the_pooling(x: Tensor) -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4)]
+    pooling = nn.Sequential(nn.Sequential(*layers), nn.Flatten(), nn.Linear(64, 4)).double().eval()
+    told = make_method("grad-cam", pooling).about
+    assert told is not None
+    assert told(x) == "grad-cam looks at layer 0.1: 4 channels of 14 x 14"
+
+
 def test_own_methods_are_summed_over_channels(x: Tensor) -> None:
     method = wrap_method("mine", lambda x, target: (2 * x).numpy())
     torch.testing.assert_close(method(x, TARGET), 2 * x.sum(1).float())

@@ -141,7 +141,7 @@ def grad_cam(model: nn.Module, x: Tensor, target: Target, layer: str | None = No
     """ReLU of Σ_k α_k A_k over the channels of a layer, α_k its mean gradient; bilinearly enlarged to the input's size.
 
     ``layer``: path of a module that returns (n, channels, height, width); by default the last that does, of more than
-    one place.  Source: Selvaraju et al. 2017.
+    one place and before any pooling.  Source: Selvaraju et al. 2017.
     """
     name, activation, value = _watch(model, x, target, layer)
     (slope,) = torch.autograd.grad(value.sum(), activation, allow_unused=True)
@@ -164,9 +164,14 @@ def _watch(model: nn.Module, x: Tensor, target: Target, layer: str | None) -> tu
     if layer is not None and layer not in paths:
         raise SettingError(f"the model has no layer {layer!r}", f"some of them: {', '.join(list(paths)[-6:])}")
     kept: dict[str, Tensor] = {}
+    pooled: list[Tensor] = []
 
     def visit(name: str, output: Any) -> None:
         tensor = first_tensor(output)
+        if layer is None and tensor is not None and "pool" in type(paths[name.partition(":")[0]]).__name__.lower():
+            pooled.append(tensor)
+        if any(tensor is one for one in pooled):  # what a module with a pooling at its end returns, too
+            return
         if tensor is not None and tensor.dim() == 4 and tensor.requires_grad and (layer or tensor[0, 0].numel() > 1):
             kept.clear()
             kept[name] = tensor

@@ -16,7 +16,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pfungst.domains.image import ImageData
 from pfungst.errors import DataError, ModelError, PfungstError, RunError, SettingError, first_line
-from pfungst.examples import Batch, Examples, Files, open_files, open_tensors
+from pfungst.examples import Batch, Examples, Files, open_pictures
 from pfungst.imports import open_relevance
 from pfungst.lrp import Preset
 from pfungst.maps import Subject
 from pfungst.methods import CONTROLS, Method, check_maps, make_method, stored_method, wrap_method
-from pfungst.models import LoadedModel, load_model
+from pfungst.models import LoadedModel
 from pfungst.quality.measures import DEFAULT, Measure, choose_measures
 from pfungst.quality.questions import MASKS, METHOD, Question, Scores
 from pfungst.runs import reopen
 from pfungst.sheets import write_evaluation, write_fragment
 from pfungst.store import Run, writing
-from pfungst.tables import Scored, Table, tabulate
-from pfungst.weights import digest_module
+from pfungst.tables import Scored, Table, tabulate, warn
 
 METHODS = ("auto", "epsilon", "gradient", "gradient-x-input", "guided-backprop", "grad-cam", "integrated-gradients")
 EXAMPLES = 6  # pictures whose maps are kept to be looked at
@@ -66,6 +64,10 @@ class Evaluation(Scored):
     def write(self, out: str | Path) -> Path:
         """Write evaluation.html (whose path is returned), evaluation.json, table.csv and pictures.csv into a folder."""
         return write_evaluation(self, out)
+
+    def __repr__(self) -> str:
+        left = "".join(f"\nleft out: {name}: {why}" for name, why in self.left_out.items())
+        return f"Evaluation of {self.about['model']['name']} on {len(self.ids)} pictures\n{self.table()!r}{left}"
 
     def _repr_html_(self) -> str:
         return write_fragment(self)
@@ -128,6 +130,8 @@ def evaluate(
         raise SettingError("maps as files for pictures as tensors", "give methods={...}")
     options = dict(measures) if isinstance(measures, Mapping) else {}
     _check_options(options)
+    if isinstance(measures, str):
+        measures = [measures]
     names = DEFAULT + (("localisation",) if masks is not None else ()) if measures is None else tuple(measures)
     kept += [_open_maps(path, examples) for path in relevance]
     chosen = _choose_methods(METHODS if methods is None else methods, kept, loaded.module, examples, device)
@@ -136,38 +140,6 @@ def evaluate(
         target, batch_size, chunk, torch.device(device), None if out is None else Run(out), progress or _silent,
     )  # fmt: skip
     return work.do({"target": target, "limit": limit, "seed": seed, "batch_size": batch_size})
-
-
-def open_pictures(
-    model: str | Path | nn.Module | LoadedModel,
-    images: Any,
-    *,
-    masks: str | Path | None = None,
-    objects: Sequence[str] | None = None,
-    limit: int | None = None,
-    workers: int = 0,
-    device: str = "cpu",
-    seed: int = 0,
-    bounds: tuple[Any, Any] | None = None,
-    **model_options: Any,
-) -> tuple[LoadedModel, Examples]:
-    """The model and the pictures of a call such as ``evaluate``, whose arguments these are."""
-    if isinstance(model, nn.Module) and not isinstance(images, str | Path | ImageData):
-        if any(value is not None for value in model_options.values()):
-            raise SettingError(f"{', '.join(model_options)} for tensors", "prepare the tensors as the model needs them")
-        loaded = _wrap_module(model)
-    else:
-        spec = str(model) if isinstance(model, Path) else model
-        loaded = spec if isinstance(spec, LoadedModel) else load_model(spec, device=device, **model_options)
-    if isinstance(images, str | Path | ImageData):
-        examples: Examples = open_files(
-            loaded, images, masks=masks, objects=list(objects or ()), limit=limit, workers=workers, seed=seed
-        )
-    elif masks is not None:
-        raise SettingError("masks as files for pictures as tensors", "give (x, labels, masks)")
-    else:
-        examples = open_tensors(images, bounds=bounds, limit=limit)
-    return loaded, examples
 
 
 def _read_run(path: Any, device: str) -> tuple[Subject, list[Method]]:
@@ -202,13 +174,6 @@ def _open_maps(path: str | Path, examples: Examples) -> Method:
     return stored_method(Path(path).stem, read, f"{file.st_size} {file.st_mtime_ns}")
 
 
-def _wrap_module(module: nn.Module) -> LoadedModel:
-    """A module that is asked with tensors, which need no preparation."""
-    if module.training:
-        raise ModelError("the model is in training mode", "call model.eval() first")
-    return LoadedModel(module, type(module).__name__, None, None, digest_module(module))
-
-
 def _silent(stage: str, done: int, total: int) -> None:
     pass
 
@@ -223,8 +188,15 @@ def _check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _choose_methods(given: Any, kept: list[Method], model: nn.Module, examples: Examples, device: str) -> list[Method]:
     bounds = (examples.low[None].to(device), examples.high[None].to(device))
+    if isinstance(given, str | Preset | Method):
+        given = [given]
     if isinstance(given, Mapping):
-        chosen = [wrap_method(name, function) for name, function in given.items()]
+        chosen = [
+            replace(make_method(one, model, bounds=bounds), name=name)
+            if isinstance(one, str)
+            else wrap_method(name, one)
+            for name, one in given.items()
+        ]
     else:
         chosen = [one if isinstance(one, Method) else make_method(one, model, bounds=bounds) for one in given]
     chosen += kept + [make_method(name, model) for name in CONTROLS]
@@ -374,6 +346,10 @@ class _Work:
                 maps = check_maps(method.stored(ids), base.x, method.name)
         except (PfungstError, RuntimeError, NotImplementedError) as error:
             raise _Refused(method.name, first_line(error)) from error
+        except Exception as error:
+            if method.kind != "own":  # a defect of ours is not to be hidden
+                raise
+            raise _Refused(method.name, f"{type(error).__name__}: {first_line(error)}") from error
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds = (time.perf_counter() - start) / len(base.x)
@@ -465,10 +441,14 @@ class _Work:
                 found.seconds[method.name] = float(np.mean(times[1:] or times))
             if sum(map(len, self.maps.get(method.name, ()))) == len(pictures) > 0:
                 found.maps[method.name] = np.concatenate(self.maps[method.name])
+        if not any(found.values.values()):
+            why = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
+            raise SettingError(f"nothing could be measured: {why}", "give other --measures or --methods, or --masks")
         found.pictures = np.stack(pictures) if pictures else found.pictures
         found.left_out, found.measures = self.left_out, [m.name for m in self.measures if m.name not in self.left_out]
         skipped = [f"{name}: {why}" for name, why in list(self.examples.skipped.items())[:5]]
         more = f" and {len(self.examples.skipped) - 5} more" if len(self.examples.skipped) > 5 else ""
+        self.examples.notes += warn(found)
         found.notes = [*self.examples.notes, *([f"not read: {'; '.join(skipped)}{more}"] if skipped else [])]
         return found
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfungst.annotations import Annotations, fit_mask, read_annotations
 from pfungst.domains.image import ImageData, Preprocess, load_batch, open_image, read_images
 from pfungst.domains.preprocessing import SIZE_REMEDY
 from pfungst.errors import DataError, ModelError, SettingError
 from pfungst.lrp.streams import batches
-from pfungst.models import LoadedModel
+from pfungst.models import LoadedModel, load_model
+from pfungst.weights import digest_module
+
+_MODEL_OPTIONS = {"weights", "size", "mean", "std", "channels", "classes"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,11 +141,23 @@ class Tensors(Examples):
 def _split(batch: Any) -> tuple[Any, Any]:
     """x, and (labels, masks) of a batch; the last two may be missing."""
     parts = list(batch) if isinstance(batch, list | tuple) else [batch]
+    parts = [torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in parts]
     if not 1 <= len(parts) <= 3 or not isinstance(parts[0], Tensor) or parts[0].dim() != 4:
         raise DataError(
             "a batch is not x, (x, labels) or (x, labels, masks)", "x is a tensor (n, channels, height, width)"
         )
+    if not parts[0].is_floating_point():
+        raise DataError(f"x holds {parts[0].dtype} values", "give floats, prepared as the model takes them")
     parts += [None] * (3 - len(parts))
+    for name, part in (("labels", parts[1]), ("masks", parts[2])):
+        if part is not None and len(part) != len(parts[0]):
+            raise DataError(f"{len(parts[0])} pictures, {len(part)} {name}", f"give as many {name} as pictures")
+    if parts[2] is not None:
+        masks = parts[2][:, 0] if parts[2].dim() == 4 and parts[2].shape[1] == 1 else parts[2]
+        if masks.shape != (len(parts[0]), *parts[0].shape[2:]):
+            sizes = f"{tuple(parts[2].shape)} for pictures of {tuple(parts[0].shape)}"
+            raise DataError(f"masks of shape {sizes}", "give (n, height, width)")
+        parts[2] = masks
     return parts[0], (parts[1], parts[2])
 
 
@@ -201,6 +216,12 @@ def open_tensors(images: Any, *, bounds: tuple[Any, Any] | None = None, limit: i
     loader's first batch, which a note says.
     """
     notes: list[str] = []
+    images = getattr(images, "tensors", images)  # of a TensorDataset
+    images = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    if isinstance(images, list) and images and all(isinstance(part, Tensor | np.ndarray) for part in images):
+        images = tuple(images)
+    if isinstance(images, tuple):
+        images = tuple(torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in images)
     whole = isinstance(images, Tensor) or (
         isinstance(images, tuple) and all(isinstance(part, Tensor) or part is None for part in images)
     )
@@ -231,3 +252,48 @@ def open_tensors(images: Any, *, bounds: tuple[Any, Any] | None = None, limit: i
         if part is not None:
             content.update(np.ascontiguousarray(part.detach().float().cpu().numpy()).tobytes())
     return Tensors(count, least, most, content.hexdigest(), (), notes, {}, loader)
+
+
+def open_pictures(
+    model: str | Path | nn.Module | LoadedModel,
+    images: Any,
+    *,
+    masks: str | Path | None = None,
+    objects: Sequence[str] | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    device: str = "cpu",
+    seed: int = 0,
+    bounds: tuple[Any, Any] | None = None,
+    **model_options: Any,
+) -> tuple[LoadedModel, Examples]:
+    """The model and the pictures of a call such as ``evaluate``, whose arguments these are."""
+    if unknown := set(model_options) - _MODEL_OPTIONS:
+        raise SettingError(
+            f"there is no argument {min(unknown)!r}", f"for the model: {', '.join(sorted(_MODEL_OPTIONS))}"
+        )
+    if limit is not None and limit < 1:
+        raise SettingError(f"limit is {limit}", "it is at least 1")
+    if isinstance(model, nn.Module) and not isinstance(images, str | Path | ImageData):
+        if any(value is not None for value in model_options.values()):
+            raise SettingError(f"{', '.join(model_options)} for tensors", "prepare the tensors as the model needs them")
+        loaded = _wrap_module(model)
+    else:
+        spec = str(model) if isinstance(model, Path) else model
+        loaded = spec if isinstance(spec, LoadedModel) else load_model(spec, device=device, **model_options)
+    if isinstance(images, str | Path | ImageData):
+        examples: Examples = open_files(
+            loaded, images, masks=masks, objects=list(objects or ()), limit=limit, workers=workers, seed=seed
+        )
+    elif masks is not None:
+        raise SettingError("masks as files for pictures as tensors", "give (x, labels, masks)")
+    else:
+        examples = open_tensors(images, bounds=bounds, limit=limit)
+    return loaded, examples
+
+
+def _wrap_module(module: nn.Module) -> LoadedModel:
+    """A module that is asked with tensors, which need no preparation."""
+    if module.training:
+        raise ModelError("the model is in training mode", "call model.eval() first")
+    return LoadedModel(module, type(module).__name__, None, None, digest_module(module))

@@ -11,6 +11,7 @@ import numpy as np
 from pfungst.quality.measures import MEASURES, Figure, Measure
 
 DRAWS = 2000
+FEW = 8  # pictures below which nothing is said of controls
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Cell:
 
     ``mean`` over the ``n`` pictures that have it, with the ends of its bootstrap interval.
     ``worse_than``: the controls that it does not beat (paired bootstrap over pictures); None for controls themselves,
-    and for figures of which neither high nor low is better.
+    for figures of which neither high nor low is better, and for fewer than 8 pictures.
     """
 
     mean: float
@@ -57,13 +58,26 @@ class Cell:
     worse_than: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """``cells[method][figure]``; ``figures`` in their order; methods sorted by the first figure, controls last."""
 
     methods: tuple[str, ...]
     figures: dict[str, Figure]
     cells: dict[str, dict[str, Cell]]
+
+    def __repr__(self) -> str:
+        """The main figures as text, with † where controls are not beaten."""
+        names = [name for name, figure in self.figures.items() if figure.main]
+        rows = [["", *(self.figures[name].title for name in names)]]
+        rows += [[method, *(write_cell(self.cells[method].get(name)) for name in names)] for method in self.methods]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(names) + 1)]
+        return "\n".join(
+            "  ".join(
+                text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        )
 
 
 def tabulate(evaluation: Scored, level: float = 0.95, seed: int = 0) -> Table:
@@ -82,7 +96,7 @@ def tabulate(evaluation: Scored, level: float = 0.95, seed: int = 0) -> Table:
             own = values[name]
             low, high = _interval(own, weights, tails)
             worse = None
-            if figure.better and method not in controls:
+            if figure.better and method not in controls and np.isfinite(own).sum() >= FEW:
                 sign = 1 if figure.better == "high" else -1
                 others = {c: evaluation.values[c][name] for c in controls if name in evaluation.values[c]}
                 gains = {c: _interval(sign * (own - theirs), weights, tails)[0] for c, theirs in others.items()}
@@ -113,6 +127,29 @@ def _sort(evaluation: Scored, figures: dict[str, Figure], cells: dict[str, dict[
         return evaluation.kinds[method] == "control", -mean if first and figures[first].better == "high" else mean
 
     return tuple(sorted(cells, key=key))
+
+
+def warn(found: Scored) -> list[str]:
+    """What a reader of the figures should know: few pictures, masks that say nothing, maps that are not defined."""
+    notes = []
+    if len(found.ids) < 20:
+        notes.append(f"{len(found.ids)} pictures are few: intervals over them are rough")
+    masses = [values["mass"] for values in found.values.values() if "mass" in values]
+    if masses and not any(np.isfinite(mass).any() for mass in masses):
+        notes.append("localisation is not defined: no picture has a mask with an object that does not fill it")
+    for method, values in found.values.items():
+        broken = int(np.isnan(values["entropy"]).sum()) if "entropy" in values else 0
+        if broken:
+            notes.append(f"{method}: {broken} of {len(found.ids)} maps are empty, or not finite")
+    return notes
+
+
+def write_cell(cell: Cell | None, whole: int = 0) -> str:
+    """A cell as short text: its mean, † where it does not beat its controls, n where that is less than ``whole``."""
+    if cell is None:
+        return ""
+    few = f" (n = {cell.n})" if 0 < cell.n < whole else ""
+    return write_number(cell.mean) + (" †" if cell.worse_than else "") + few
 
 
 def write_number(value: float) -> str:

@@ -157,22 +157,36 @@ def print_evaluation(found: Any, table: Any, page: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pfungst.tables import write_number
+    from pfungst.tables import write_cell, write_number
 
     console, marks = Console(), {"high": " ↑", "low": " ↓", "": ""}
-    main = [name for name, figure in table.figures.items() if figure.main]
-    shown = Table(title=f"{len(found.ids)} pictures, means", title_justify="left", caption_justify="left")
-    shown.add_column("method", no_wrap=True)
-    for name in main:
-        shown.add_column(table.figures[name].title + marks[table.figures[name].better], justify="right")
-    shown.add_column("s / map", justify="right")
-    for method in table.methods:
-        cells = [table.cells[method].get(name) for name in main]
-        texts = ["" if c is None else write_number(c.mean) + (" †" if c.worse_than else "") for c in cells]
-        seconds = write_number(found.seconds[method]) if method in found.seconds else ""
-        shown.add_row(method, *texts, seconds, style="dim" if found.kinds[method] == "control" else None)
-    shown.caption = "↑ higher is better, ↓ lower is better; † does not beat every control (noise, centre, edges)"
-    console.print(shown)
+    columns: list[tuple[str, list[str]]] = [
+        (
+            figure.title + marks[figure.better],
+            [write_cell(table.cells[m].get(name), len(found.ids)) for m in table.methods],
+        )
+        for name, figure in table.figures.items()
+        if figure.main
+    ]
+    columns.append(("s / map", [write_number(found.seconds[m]) if m in found.seconds else "" for m in table.methods]))
+    names = max(map(len, table.methods)) + 4
+    title = f"{len(found.ids)} picture{'s' * (len(found.ids) != 1)}, means"
+    while columns:  # as many columns side by side as there is room for: a number that is cut is none
+        width, count = names, 0
+        while count < len(columns) and (not count or width + _width(columns[count]) <= console.width):
+            width, count = width + _width(columns[count]), count + 1
+        shown = Table(title=title, title_justify="left")
+        shown.add_column("method", no_wrap=True)
+        for heading, _ in columns[:count]:
+            shown.add_column(heading, justify="right", no_wrap=True)
+        for row, method in enumerate(table.methods):
+            style = "dim" if found.kinds[method] == "control" else None
+            shown.add_row(method, *(texts[row] for _, texts in columns[:count]), style=style)
+        console.print(shown)
+        columns, title = columns[count:], ""
+    console.print(
+        "↑ higher is better, ↓ lower is better; † does not beat every control (noise, centre, edges)", style="dim"
+    )
     for name, why in found.left_out.items():
         console.print(f"left out: {name}: {why}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     for note in found.notes:
@@ -216,6 +230,10 @@ def print_tuning(found: Any, out: str) -> None:
     console.print(f"{len(found.tried)} presets tried{more}.", highlight=False)
     console.print(f"Preset: {out}   next: pfungst audit MODEL IMAGES --out RUN --preset {out}", soft_wrap=True,
                   highlight=False, markup=False)  # fmt: skip
+
+
+def _width(column: tuple[str, list[str]]) -> int:
+    return max(map(len, (column[0], *column[1]))) + 3
 
 
 def print_demo(results: Any) -> None:

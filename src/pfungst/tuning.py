@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.errors import RelevanceError, RunError, SettingError
-from pfungst.evaluations import TARGETS, open_pictures
+from pfungst.evaluations import TARGETS
+from pfungst.examples import open_pictures
 from pfungst.journals import Journal
 from pfungst.lrp import LRP, PRESETS, Preset, preset, write_preset
 from pfungst.lrp.layer_groups import INPUT, Alike, Choice, FlatUntil, Group, assemble, find_groups, neighbour

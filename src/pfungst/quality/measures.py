@@ -162,5 +162,6 @@ def choose_measures(names: Iterable[str]) -> list[Measure]:
     chosen = list(dict.fromkeys(names))
     unknown = [name for name in chosen if name not in MEASURES]
     if unknown or not chosen:
-        raise SettingError(f"measures {unknown or 'none'}", f"the measures are {', '.join(MEASURES)}")
+        cause = f"there is no measure {unknown[0]!r}" if unknown else "no measures"
+        raise SettingError(cause, f"the measures are {', '.join(MEASURES)}")
     return [MEASURES[name] for name in chosen]
