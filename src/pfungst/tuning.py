@@ -176,6 +176,9 @@ def tune(
     if budget < 1 or limit < LEAST:
         raise SettingError(f"budget {budget}, limit {limit}", f"give at least 1, and at least {LEAST} pictures")
     weights = _weights(objective)
+    path = None if out is None else Path(out)
+    if path is not None and path.suffix.lower() != ".json":
+        raise SettingError(f"--out {out} is no .json file", "give a file NAME.json")
     lasting = isinstance(images, str | Path | Tensor | tuple)  # the length of a loader is its owner's business
     loaded, examples = open_pictures(
         model, images, masks=masks, objects=objects, limit=limit if lasting else None, workers=workers, device=device,
@@ -183,8 +186,9 @@ def tune(
     )  # fmt: skip
     bench = Bench(loaded, examples, target, seed, batch_size, chunk, torch.device(device), progress or _silent)
     bench.look()
+    if not (weights["srg"] or weights["class"] or np.isfinite(bench.shares).any()):
+        raise SettingError("the objective weighs localisation alone, and no object is known", "give masks")
     identity = bench.identify()
-    path = None if out is None else Path(out)
     if path is not None:
         bench.journal = _open_journal(path, identity)
     tuning = _Search(bench, weights, groups, tuple(rules), budget, _name(path)).do()
@@ -237,15 +241,15 @@ def _work_folder(out: Path) -> Path:
 
 def _open_journal(out: Path, identity: Mapping[str, Any]) -> Journal:
     """What is finished of this search.  Raises where a file or folder is in the way that is not of one."""
-    if out.suffix.lower() != ".json":
-        raise SettingError(f"--out {out}", "give a file NAME.json")
     if out.exists():
         try:
             known = read_notes(out)["tuned"]["identity"]
         except (SettingError, LookupError, TypeError):
             known = None
         if known != json.loads(json.dumps(identity)):
-            raise RunError(f"{out} exists and is not of this model and these pictures", "give --out another file")
+            raise RunError(
+                f"{out} exists and is of another search (model, pictures, masks, seed ...)", "give --out another file"
+            )
     folder = _work_folder(out)
     if folder.exists() and any(folder.iterdir()) and not (folder / "state.json").exists():
         raise RunError(f"{folder} is in the way: it is not empty and no search", "give --out another file")
