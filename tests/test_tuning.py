@@ -209,7 +209,7 @@ def test_gains_are_paired() -> None:
     assert 0 < gains["score"][1] < gains["score"][0] < gains["score"][2] < 2 * wanted
     assert "mass" not in gains
     assert set(find_terms(better)) == {"srg", "class"}
-    with pytest.raises(SettingError, match="localisation alone"):
+    with pytest.raises(SettingError, match="only what is not known"):
         weigh({"srg": 0.1}, {"srg": 0.0})
 
 
@@ -293,7 +293,7 @@ def test_what_cannot_be_tuned_is_said(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"NAME\.json"):
         tune(model, x, out=tmp_path / "rules.txt")
     (tmp_path / "mine.json").write_text("{}")
-    with pytest.raises(RunError, match="not of this model"):
+    with pytest.raises(RunError, match="of another search"):
         tune(model, x, out=tmp_path / "mine.json")
     (tmp_path / "other.tuning").mkdir()
     (tmp_path / "other.tuning" / "thesis.txt").write_text("all of it")
