@@ -241,11 +241,16 @@ def deeplift(model: nn.Module, x: Tensor, target: Target) -> Tensor:
 # ---- controls: maps that know nothing of the model -----------------------------------------------------------------
 
 
+def sum_content(one: Tensor) -> int:
+    """A checksum of a picture's values, from which its random draws come, 32 bits."""
+    return zlib.crc32(np.ascontiguousarray(one.detach().float().cpu().numpy()).tobytes())
+
+
 def draw_noise(x: Tensor, draw: int = 0) -> Tensor:
     """Standard normal numbers of the shape of x, for each picture from its own content: no batch changes them."""
     drawn = []
     for one in x:
-        seed = zlib.crc32(np.ascontiguousarray(one.detach().float().cpu().numpy()).tobytes()) + draw
+        seed = sum_content(one) + draw
         drawn.append(torch.randn(one.shape, generator=torch.Generator().manual_seed(seed)))
     return torch.stack(drawn).to(x)
 

@@ -41,6 +41,16 @@ def embed_png(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
+def open_template(name: str) -> Any:
+    """A template of a page.  All that it shows is escaped, and what it is not given is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pfungst"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(name)
+
+
 def show_relevance(result: Any) -> str:
     """A ``Relevance``: maps of the first samples where its input is pictures, and the balance of each sample."""
     parts, scores = [], _named(result.scores)

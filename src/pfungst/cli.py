@@ -226,7 +226,8 @@ def evaluate(model: str, images: str | None, out: str, as_json: bool, **options:
         options[name] = _parts(options[name]) if options[name] else None
     with show_progress(quiet=as_json) as tell:
         found = run_evaluation(model, images, out=out, progress=tell, **options)
-    page, table = write_evaluation(found, out), tabulate(found)
+    table = tabulate(found)
+    page = write_evaluation(found, out, table)
     if as_json:
         click.echo(json.dumps(describe_evaluation(found, table), indent=1))
     else:

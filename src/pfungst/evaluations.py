@@ -137,7 +137,8 @@ def evaluate(
     chosen = _choose_methods(METHODS if methods is None else methods, kept, loaded.module, examples, device)
     work = _Work(
         loaded, examples, chosen, choose_measures(names), options,
-        target, batch_size, chunk, torch.device(device), None if out is None else Run(out), progress or _silent,
+        target, batch_size, chunk, torch.device(device), None if out is None else Run(out),
+        progress or (lambda stage, done, total: None),
     )  # fmt: skip
     return work.do({"target": target, "limit": limit, "seed": seed, "batch_size": batch_size})
 
@@ -147,35 +148,28 @@ def _read_run(path: Any, device: str) -> tuple[Subject, list[Method]]:
     if not isinstance(path, str | Path) or not (Path(path) / "run.json").exists():
         raise SettingError("no images", "give a folder of images, tensors or a loader; or the folder of a finished run")
     subject, run = reopen(path, device=device).subject, Run(path)
-    place = {name: row for row, name in enumerate(subject.data.ids)}
-    given, size = subject.given, subject.preprocess.size
-
-    def read(names: Sequence[str]) -> Tensor:
-        rows = np.array([place[name] for name in names])
-        if given is not None:
-            return given.read_pixels(rows, size)
-        return torch.from_numpy(run.read_array("relevance", rows))
-
-    kept = subject.settings.full_maps or given is not None
-    return subject, [stored_method("run", read)] if kept else []
+    given, size, ids = subject.given, subject.preprocess.size, subject.data.ids
+    if given is not None:
+        return subject, [_stored("run", ids, lambda rows: given.read_pixels(rows, size))]
+    if subject.settings.full_maps:
+        return subject, [_stored("run", ids, lambda rows: torch.from_numpy(run.read_array("relevance", rows)))]
+    return subject, []
 
 
 def _open_maps(path: str | Path, examples: Examples) -> Method:
     assert isinstance(examples, Files)
     assert examples.data is not None
     assert examples.preprocess is not None
-    given, size = open_relevance(path, examples.data.ids), examples.preprocess.size
-    place = {name: row for row, name in enumerate(examples.data.ids)}
+    given, size, ids = open_relevance(path, examples.data.ids), examples.preprocess.size, examples.data.ids
     file = Path(path).stat()
-
-    def read(names: Sequence[str]) -> Tensor:
-        return given.read_pixels(np.array([place[name] for name in names]), size)
-
-    return stored_method(Path(path).stem, read, f"{file.st_size} {file.st_mtime_ns}")
+    token = f"{file.st_size} {file.st_mtime_ns}"
+    return _stored(Path(path).stem, ids, lambda rows: given.read_pixels(rows, size), token)
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    pass
+def _stored(name: str, ids: Sequence[str], read: Callable[[np.ndarray], Tensor], token: str = "") -> Method:
+    """Maps that lie in the order of these names, and are read by row."""
+    place = {one: row for row, one in enumerate(ids)}
+    return stored_method(name, lambda names: read(np.array([place[one] for one in names])), token)
 
 
 def _check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
@@ -288,7 +282,9 @@ class _Work:
     def judge(self, number: int, batch: Batch, keep: list[int]) -> None:
         """All methods and measures on one batch."""
         x = batch.x.to(self.device)
-        base = Question(self.loaded.module, x, torch.zeros(len(x)).long().to(self.device), x[:, 0], chunk=self.chunk)
+        low, high = (end.to(self.device) for end in (self.examples.low, self.examples.high))
+        unknown = torch.zeros(len(x), dtype=torch.long, device=self.device)
+        base = Question(self.loaded.module, x, unknown, x[:, 0], low=low, high=high, chunk=self.chunk)
         target = self.choose_target(base, batch)
         masks = self.examples.masks(batch, target.cpu())
         total = len(self.methods) * max(self.examples.count or 0, self.seen + len(batch.ids))
@@ -355,12 +351,7 @@ class _Work:
         self.seconds = (time.perf_counter() - start) / len(base.x)
         if keep:
             self.maps.setdefault(method.name, []).append(maps[keep].cpu().numpy())
-        asked = Question(
-            base.model, base.x, target, maps, method, None if masks is None else masks.to(self.device),
-            self.examples.low.to(self.device), self.examples.high.to(self.device), self.chunk,
-        )  # fmt: skip
-        asked.__dict__.update(outputs=base.outputs, layout=base.layout)  # found out once for all methods
-        return asked
+        return base.about(maps, target=target, method=method, masks=None if masks is None else masks.to(self.device))
 
     def score(self, measure: Measure, question: Question) -> Part:
         if MASKS in measure.needs and question.masks is None:
@@ -370,13 +361,7 @@ class _Work:
         if METHOD in measure.needs and (alone or question.method.stored is not None):
             raise _Refused(f"{question.method.name}: {measure.name}", "needs the method itself, not just maps")
         broken = ~torch.isfinite(question.maps).flatten(1).all(1)
-        maps = question.maps.nan_to_num(0, 0, 0)
-        asked = question
-        if bool(broken.any()):
-            asked = Question(
-                question.model, question.x, question.target, maps, question.method, question.masks, question.low,
-                question.high, question.chunk,
-            )  # fmt: skip
+        asked = question.about(question.maps.nan_to_num(0, 0, 0)) if bool(broken.any()) else question
         scores: Scores = measure(asked, **self.options.get(measure.name, {}))
         figures = {
             name: values.double().where(~broken, torch.nan).cpu().numpy() for name, values in scores.figures.items()

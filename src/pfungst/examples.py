@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.annotations import Annotations, fit_mask, read_annotations
-from pfungst.domains.image import ImageData, Preprocess, load_batch, open_image, read_images
-from pfungst.domains.preprocessing import SIZE_REMEDY
+from pfungst.domains.image import ImageData, Preprocess, complete_preprocess, load_batch, open_image, read_images
 from pfungst.errors import DataError, ModelError, SettingError
 from pfungst.lrp.streams import batches
 from pfungst.models import LoadedModel, load_model
@@ -178,16 +177,9 @@ def open_files(
     data = images if isinstance(images, ImageData) else read_images(images, loaded.classes)
     if limit is not None and limit < len(data):
         data = data.select(spread_rows(data.labels, limit, seed))
-    preprocess = loaded.preprocess
-    if preprocess is None:
-        raise ModelError("the model does not say how pictures are prepared", SIZE_REMEDY)
+    preprocess = complete_preprocess(loaded.preprocess, data)
     if preprocess.low is None or preprocess.high is None:
-        first, read, _ = load_batch(data, range(min(len(data), 64)), preprocess)
-        if not read:
-            raise DataError("none of the first pictures can be read", "check the folder")
-        preprocess = preprocess.measured(first.amin((0, 2, 3)), first.amax((0, 2, 3)))
-    assert preprocess.low is not None
-    assert preprocess.high is not None
+        raise DataError("none of the first pictures can be read", "check the folder")
     classes = loaded.classes or data.classes
     notes, annotations = list(data.notes), None
     if masks is not None:

@@ -22,9 +22,16 @@ from safetensors.numpy import save as to_safetensors
 from torch import Tensor, nn
 
 from pfungst import heatmaps
-from pfungst.domains.image import MANIFESTS, ImageData, Preprocess, UnreadableImage, load_batch, read_images
+from pfungst.domains.image import (
+    MANIFESTS,
+    ImageData,
+    Preprocess,
+    UnreadableImage,
+    complete_preprocess,
+    load_batch,
+    read_images,
+)
 from pfungst.domains.large import Region, open_large
-from pfungst.domains.preprocessing import SIZE_REMEDY
 from pfungst.errors import DataError, ModelError, PfungstError, RelevanceError, SettingError, first_line
 from pfungst.explanations import Explanation, TargetMap, describe_explanation
 from pfungst.filenames import name_pictures, printable, slug_classes
@@ -135,7 +142,9 @@ def explain(
         raise SettingError("a stride or a pyramid without a window", "give --window, the side of what the model sees")
     windows = None if window is None else make_windows(window, stride)
     data = _collect(images)
-    preprocess = _complete(loaded, data) if windows is None else window_preprocess(_complete(loaded, data))
+    preprocess = complete_preprocess(loaded.preprocess, data)
+    if windows is not None:
+        preprocess = window_preprocess(preprocess)
     ends = [end[None, :, None, None].to(device) for end in (preprocess.low, preprocess.high) if end is not None]
     lrp = LRP(loaded.module, preset, bounds=(ends[0], ends[1]) if ends else None)
     work = _Work(
@@ -434,21 +443,6 @@ def _collect(images: Sequence[str | Path]) -> ImageData:
     files = tuple(paths.values())
     labels = np.full(len(files), -1, dtype=np.int64)
     return ImageData(tuple(printable(str(path)) for path in files), files, labels, (), None, Path())
-
-
-def _complete(loaded: LoadedModel, data: ImageData) -> Preprocess:
-    """The model's preprocessing; the range of a function's values is measured on the first pictures."""
-    preprocess = loaded.preprocess
-    if preprocess is None:
-        raise ModelError(
-            "the model does not say how pictures are prepared",
-            SIZE_REMEDY,
-        )
-    if preprocess.low is None:
-        inputs, ok, _ = load_batch(data, range(min(len(data), 64)), preprocess)
-        if ok:
-            return preprocess.measured(inputs.amin((0, 2, 3)), inputs.amax((0, 2, 3)))
-    return preprocess
 
 
 def _model_error(error: Exception, inputs: Tensor, batch_size: int) -> ModelError:

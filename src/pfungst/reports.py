@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from pfungst.cards import embed_png
+from pfungst.cards import embed_png, open_template
 from pfungst.charts import STYLE, draw_map, write_colours
 from pfungst.errors import RunError
 from pfungst.facts import tell_finding, tell_spectrum
@@ -32,14 +32,10 @@ def place_in_report(finding: Mapping[str, Any]) -> tuple[int, int]:
 
 def write_report(run: Run) -> Path:
     """Write ``report.html`` into the run folder and return its path."""
-    import jinja2
-
     run.read_findings()
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pfungst"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
+    template = open_template("report.html")
     try:
-        html = environment.get_template("report.html").render(**_content(run))
+        html = template.render(**_content(run))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # pyarrow's errors are ValueErrors
         raise RunError(
             f"{run.path} is damaged: {type(error).__name__}: {error}", "give the audit another --out folder"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pfungst import heatmaps
-from pfungst.cards import embed_png
+from pfungst.cards import embed_png, open_template
 from pfungst.charts import draw_flipping, write_colours
 from pfungst.quality.measures import MEASURES
 from pfungst.store import Run
@@ -21,9 +21,9 @@ _SIDE = 150  # of a picture in the grid of examples, in pixels
 BETTER = {"high": "higher is better", "low": "lower is better", "": ""}
 
 
-def write_evaluation(evaluation: Scored, out: str | Path) -> Path:
-    """Write all files into ``out`` and return the path of the page."""
-    run, table = Run(out), tabulate(evaluation)
+def write_evaluation(evaluation: Scored, out: str | Path, table: Table | None = None) -> Path:
+    """Write all files into ``out`` and return the path of the page.  ``table``: the evaluation's, if there is one."""
+    run, table = Run(out), table or tabulate(evaluation)
     Path(out).mkdir(parents=True, exist_ok=True)
     run.write_json("evaluation.json", describe_evaluation(evaluation, table))
     run.write_bytes("table.csv", _write_table(evaluation, table).encode())
@@ -89,13 +89,8 @@ def write_fragment(evaluation: Scored) -> str:
 
 
 def _render(template: str, evaluation: Scored, table: Table) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pfungst"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
     main = [name for name, figure in table.figures.items() if figure.main]
-    return environment.get_template(template).render(
+    return open_template(template).render(
         evaluation=evaluation, table=table, main=main, rest=[n for n in table.figures if n not in main],
         number=write_number, better=BETTER, measures=[MEASURES[name] for name in evaluation.measures],
         charts=_charts(evaluation, table) if template == "evaluation.html" else [],

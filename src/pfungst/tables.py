@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from pfungst.quality.measures import MEASURES, Figure, Measure
+from pfungst.quality.measures import MEASURES, Figure
 
 DRAWS = 2000
 FEW = 8  # pictures below which nothing is said of controls
@@ -83,9 +82,9 @@ class Table:
 def tabulate(evaluation: Scored, level: float = 0.95, seed: int = 0) -> Table:
     """The table of an evaluation; the same seed gives the same intervals."""
     n = len(evaluation.ids)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)
+    weights = draw_weights(n, seed)
     tails = [(1 - level) / 2, (1 + level) / 2]
-    figures = {name: measure.figures[name] for measure, name in list_figures(evaluation.measures)}
+    figures = {name: figure for one in evaluation.measures for name, figure in MEASURES[one].figures.items()}
     controls = [name for name, kind in evaluation.kinds.items() if kind == "control"]
     cells: dict[str, dict[str, Cell]] = {}
     for method, values in evaluation.values.items():
@@ -107,14 +106,24 @@ def tabulate(evaluation: Scored, level: float = 0.95, seed: int = 0) -> Table:
     return Table(_sort(evaluation, figures, cells), figures, cells)
 
 
+def draw_weights(n: int, seed: Any) -> np.ndarray:
+    """How often each of ``n`` pictures is drawn, by draw of the bootstrap: (DRAWS, n)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)
+
+
+def resample_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean of (n,) values in each draw (draws, n), over the pictures that have one; NaN where a draw has none."""
+    defined = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        means: np.ndarray = (weights @ np.where(defined, values, 0)) / (weights @ defined)
+    return means
+
+
 def _interval(values: np.ndarray, weights: np.ndarray, tails: list[float]) -> tuple[float, float]:
     """Ends of the bootstrap interval of the mean over the pictures that have a value."""
-    defined = np.isfinite(values)
-    if not defined.any():
+    if not np.isfinite(values).any():
         return float("nan"), float("nan")
-    count = weights @ defined
-    means = (weights @ np.where(defined, values, 0))[count > 0] / count[count > 0]
-    low, high = np.quantile(means, tails)
+    low, high = np.nanquantile(resample_mean(values, weights), tails)
     return float(low), float(high)
 
 
@@ -159,10 +168,3 @@ def write_number(value: float) -> str:
     if abs(value) >= 1e4 or 1e-12 < abs(value) < 1e-3:
         return f"{value:.1e}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
-
-
-def list_figures(measures: Sequence[str]) -> Iterator[tuple[Measure, str]]:
-    """Every measure with the name of each of its figures."""
-    for name in measures:
-        for figure in MEASURES[name].figures:
-            yield MEASURES[name], figure

@@ -23,10 +23,10 @@ from pfungst.models import LoadedModel
 from pfungst.quality.localisation import relevance_mass
 from pfungst.quality.pixel_flipping import score_srg
 from pfungst.quality.questions import Question, ask, cosine
+from pfungst.tables import draw_weights, resample_mean
 
 Progress = Callable[[str, int, int], None]
 SEARCH, HELD = "search", "held"
-DRAWS = 2000
 STEPS = 10  # of SRG on the search half, not 28
 LEAST = 8  # pictures: four in each half
 
@@ -149,12 +149,10 @@ class Bench:
         target = torch.from_numpy(self.targets[here[keep]]).to(self.device)
         masks = self.examples.masks(batch, torch.from_numpy(self.targets[here]))
         low, high = self.ends()
-        asked = Question(
+        return Question(
             self.loaded.module, x, target, x[:, 0], None, None if masks is None else masks[keep].to(self.device),
-            low[0], high[0], self.chunk,
+            low[0], high[0], self.chunk, self.outputs[number][keep],
         )  # fmt: skip
-        asked.__dict__["outputs"] = self.outputs[number][keep]
-        return asked
 
     def measure(self, one: Preset, asked: Question, half: str) -> dict[str, list[float]]:
         """srg, alike and mass of each picture.  Raises RelevanceError for maps that are not finite."""
@@ -167,8 +165,7 @@ class Bench:
         maps = [result.scores.detach().sum(1).float() for result in results]
         if not all(bool(torch.isfinite(one).all()) for one in maps):
             raise RelevanceError("the map holds NaN or infinity", "try another rule")
-        question = replace(asked, maps=maps[0])
-        question.__dict__["outputs"] = asked.outputs
+        question = asked.about(maps[0])
         # Fewer steps cost less; larger regions would not, and favour noisy maps, whose sums they smooth.
         coarse = {"steps": STEPS} if half == SEARCH else {}
         none = torch.full((len(maps[0]),), torch.nan)
@@ -220,14 +217,10 @@ def compare(
 ) -> dict[str, tuple[float, float, float]]:
     """Mean and 95 % bootstrap interval of the paired difference of each figure and of the score."""
     n = len(found["srg"])
-    drawn = np.random.default_rng([seed, 2]).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)
-    drawn = np.concatenate([np.ones((1, n)), drawn])  # the pictures themselves first
+    drawn = np.concatenate([np.ones((1, n)), draw_weights(n, [seed, 2])])  # the pictures themselves first
 
     def means(values: np.ndarray) -> np.ndarray:
-        defined = np.isfinite(values)
-        count = drawn @ defined
-        with np.errstate(invalid="ignore"):
-            return np.asarray((drawn @ np.where(defined, values, 0)) / count)
+        return resample_mean(values, drawn)
 
     differences = {name: means(found[name] - other[name]) for name in ("srg", "mass", "alike")}
     # The same pictures are drawn for both.

@@ -184,7 +184,8 @@ def tune(
         model, images, masks=masks, objects=objects, limit=limit if lasting else None, workers=workers, device=device,
         seed=seed, bounds=bounds, **model_options,
     )  # fmt: skip
-    bench = Bench(loaded, examples, target, seed, batch_size, chunk, torch.device(device), progress or _silent)
+    tell = progress or (lambda stage, done, total: None)
+    bench = Bench(loaded, examples, target, seed, batch_size, chunk, torch.device(device), tell)
     bench.look()
     if not (weights["srg"] or weights["class"] or np.isfinite(bench.shares).any()):
         raise SettingError("the objective weighs localisation alone, and no object is known", "give masks")
@@ -216,10 +217,6 @@ def parse_objective(text: str) -> dict[str, float]:
         except ValueError:
             raise SettingError(f"objective {text!r}", f"give weights such as srg=1, of {', '.join(WEIGHTS)}") from None
     return _weights(found)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    pass
 
 
 def _weights(objective: Mapping[str, float] | None) -> dict[str, float]:

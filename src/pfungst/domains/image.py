@@ -19,10 +19,18 @@ import torch
 from pfungst.domains.decoding import UnreadableImage, open_image
 from pfungst.domains.labels import match_classes, shorten
 from pfungst.domains.manifests import read_manifest
-from pfungst.domains.preprocessing import Preprocess
-from pfungst.errors import DataError
+from pfungst.domains.preprocessing import SIZE_REMEDY, Preprocess
+from pfungst.errors import DataError, ModelError
 
-__all__ = ["ImageData", "Preprocess", "UnreadableImage", "load_batch", "open_image", "read_images"]
+__all__ = [
+    "ImageData",
+    "Preprocess",
+    "UnreadableImage",
+    "complete_preprocess",
+    "load_batch",
+    "open_image",
+    "read_images",
+]
 
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
 MANIFESTS = (".csv", ".parquet")
@@ -145,6 +153,20 @@ def load_batch(
     read = [place for place in places if reasons[place] is None]
     skipped = {wanted[place]: reason for place, reason in enumerate(reasons) if reason is not None}
     return inputs if len(read) == len(wanted) else inputs[read], [wanted[place] for place in read], skipped
+
+
+def complete_preprocess(preprocess: Preprocess | None, data: ImageData) -> Preprocess:
+    """A model's preprocessing; the range of a function's values is measured on the first pictures, if any can be read.
+
+    Raises ModelError where the model has none.
+    """
+    if preprocess is None:
+        raise ModelError("the model does not say how pictures are prepared", SIZE_REMEDY)
+    if preprocess.low is None:
+        inputs, ok, _ = load_batch(data, range(min(len(data), 64)), preprocess)
+        if ok:
+            return preprocess.measured(inputs.amin((0, 2, 3)), inputs.amax((0, 2, 3)))
+    return preprocess
 
 
 def _needed(preprocess: Preprocess) -> int | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from pfungst.baselines import sum_content
 from pfungst.errors import SettingError
 from pfungst.lrp.modules import as_written
 from pfungst.lrp.targets import check_output, choose_output
@@ -31,6 +31,7 @@ class Question:
     masks       (n, H, W) bool, where the object is; None where nobody knows
     low, high   least and greatest input value, by channel (C, 1, 1); by default those of the batch
     chunk       so many pictures are asked at once; by default what suits their size (``choose_chunk``)
+    known       the model's outputs for the pictures, if they are known
     """
 
     model: Callable[[Tensor], Any]
@@ -42,6 +43,7 @@ class Question:
     low: Tensor | None = None
     high: Tensor | None = None
     chunk: int | None = None
+    known: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.x.dim() != 4 or self.maps.shape != (len(self.x), *self.x.shape[2:]) or len(self.target) != len(self.x):
@@ -50,10 +52,15 @@ class Question:
         if self.masks is not None and self.masks.shape != self.maps.shape:
             raise SettingError(f"masks of shape {tuple(self.masks.shape)}", "give one for each map, of its shape")
 
+    def about(self, maps: Tensor, **other: Any) -> Question:
+        """The same pictures with other maps; ``other`` fields may differ as well, but for ``model`` and ``x``: what
+        the model said is not asked again."""
+        return replace(self, maps=maps, known=self.outputs, **other)
+
     @functools.cached_property
     def outputs(self) -> Tensor:
         """The model's outputs for the pictures as they are, (n, classes)."""
-        return ask(self.model, self.x, self.chunk)
+        return ask(self.model, self.x, self.chunk) if self.known is None else self.known
 
     @functools.cached_property
     def layout(self) -> torch.memory_format:
@@ -121,9 +128,8 @@ def probabilities(outputs: Tensor) -> Tensor:
 def seeded(x: Tensor, salt: int = 0) -> Iterator[torch.Generator]:
     """A generator for each picture, from its content and ``salt``: no batch changes what is drawn."""
     for one in x:
-        content = np.ascontiguousarray(one.detach().float().cpu().numpy()).tobytes()
         # Into the sum itself: torch's generator looks at the last 32 bits of a seed only.
-        yield torch.Generator().manual_seed(zlib.crc32(salt.to_bytes(8, "little"), zlib.crc32(content)))
+        yield torch.Generator().manual_seed(zlib.crc32(salt.to_bytes(8, "little"), sum_content(one)))
 
 
 def ranks(values: Tensor) -> Tensor:
