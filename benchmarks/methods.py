@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,16 +20,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cifar_planted import ResNet  # the scripts beside this one
-from engine import hardware, import_torchvision
+from engine import hardware  # the scripts beside this one
+from guides import replace_between
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from trained import DATA, load_resnet, load_squeezenet
 
 import pfungst
 from pfungst.tables import Table, write_number
 
-DATA = Path(os.environ.get("PFUNGST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "guides" / "methods.md"
 PRESETS = (
@@ -66,8 +64,6 @@ class Network:
 
 def read_squeezenet(count: int) -> tuple[nn.Module, Tensor, Tensor, Tensor, Tensor]:
     """SqueezeNet 1.1: short side 256, centre 227, BGR, less the mean colour."""
-    model = import_torchvision().models.squeezenet1_1().eval()
-    model.load_state_dict(load_file(DATA / "imagenet-models" / "squeezenet1_1_imagenet.safetensors"))
     pictures, labels = _unzip(DATA / "imagenet-sample-images" / "imagenet_1000x1_256.zip", count)
     mean = torch.tensor([104.0, 117.0, 123.0])[:, None, None]
     inputs = []
@@ -75,21 +71,25 @@ def read_squeezenet(count: int) -> tuple[nn.Module, Tensor, Tensor, Tensor, Tens
         left, top = (picture.width - 227) // 2, (picture.height - 227) // 2
         cut = picture.crop((left, top, left + 227, top + 227))
         inputs.append(torch.from_numpy(np.asarray(cut, np.float32)[:, :, ::-1].copy()).permute(2, 0, 1) - mean)
-    return model, torch.stack(inputs), torch.tensor([int(label) for label in labels]), -mean, 255 - mean
+    return load_squeezenet(), torch.stack(inputs), torch.tensor([int(label) for label in labels]), -mean, 255 - mean
 
 
 def read_cifar(depth: int) -> Callable[[int], tuple[nn.Module, Tensor, Tensor, Tensor, Tensor]]:
     """A ResNet of CIFAR-10 of this depth."""
 
     def read(count: int) -> tuple[nn.Module, Tensor, Tensor, Tensor, Tensor]:
-        model = ResNet((depth - 2) // 6).eval()
-        model.load_state_dict(load_file(DATA / "cifar10" / f"resnet{depth}.safetensors"))
         pictures, names = _unzip(DATA / "cifar10" / "cifar10_test_jpg_200_per_class.zip", count)
         mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
         std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
         x = torch.from_numpy(np.stack([np.asarray(picture, np.float32) for picture in pictures])).permute(0, 3, 1, 2)
         classes = {name: i for i, name in enumerate(sorted(set(names)))}
-        return model, (x / 255 - mean) / std, torch.tensor([classes[n] for n in names]), -mean / std, (1 - mean) / std
+        return (
+            load_resnet(depth),
+            (x / 255 - mean) / std,
+            torch.tensor([classes[n] for n in names]),
+            -mean / std,
+            (1 - mean) / std,
+        )
 
     return read
 
@@ -132,10 +132,7 @@ def write_tables(name: str, title: str, table: Table, seconds: dict[str, float],
             cells.append("" if cell is None else write_number(cell.mean) + half + (" †" if cell.worse_than else ""))
         time = write_number(seconds[method]) if method in seconds else ""
         rows.append(f"| {method} | " + " | ".join(cells) + f" | {time} |")
-    begin, end = f"<!-- {name}: benchmarks/methods.py -->", f"<!-- /{name} -->"
-    text = GUIDE.read_text()
-    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
-    GUIDE.write_text(pattern.sub(lambda _: "\n".join([begin, *rows, end]), text))
+    GUIDE.write_text(replace_between(GUIDE.read_text(), name, "\n".join(rows)))
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -25,13 +24,14 @@ import numpy as np
 import torch
 from cifar_planted import ResNet  # the scripts beside this one
 from engine import hardware, import_torchvision
+from guides import replace_between
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
+from trained import DATA, load_resnet, load_squeezenet
 
 from pfungst import heatmaps
 from pfungst.lrp import LRP, preset
 
-DATA = Path(os.environ.get("PFUNGST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "shattering.csv"
 GUIDE = ROOT / "docs" / "guides" / "noise.md"
@@ -148,18 +148,12 @@ def _as_caffe(x: Tensor) -> Tensor:
 
 def make_networks(pictures: Callable[[int], Tensor]) -> Iterator[Network]:
     """One after the other; ``pictures``: real ones of that side, for the batch norms of those with random weights."""
-    from safetensors.torch import load_file
-
     models = import_torchvision().models
-    squeezenet = models.squeezenet1_1(weights=None)
-    squeezenet.load_state_dict(load_file(DATA / "imagenet-models" / "squeezenet1_1_imagenet.safetensors"))
-    yield Network("SqueezeNet 1.1", squeezenet.eval(), 227, True, _as_caffe)
+    yield Network("SqueezeNet 1.1", load_squeezenet(), 227, True, _as_caffe)
     for depth in (20, 32, 56):
         torch.manual_seed(0)
         fresh = ResNet((depth - 2) // 6)
-        model = ResNet((depth - 2) // 6)
-        model.load_state_dict(load_file(DATA / "cifar10" / f"resnet{depth}.safetensors"))
-        yield Network(f"ResNet-{depth}", model.eval(), 32, True, _normalise, cifar=True)
+        yield Network(f"ResNet-{depth}", load_resnet(depth), 32, True, _normalise, cifar=True)
         if depth != 32:
             yield Network(
                 f"ResNet-{depth}, untrained", calibrate(fresh, _normalise(pictures(32))), 32, False, _normalise, True
@@ -345,15 +339,6 @@ def write_tables(rows: list[dict[str, str]]) -> str:
 def _cell(row: dict[str, str]) -> str:
     mean, half = float(row["mean"]), (float(row["high"]) - float(row["low"])) / 2
     return f"{round(mean, 2) + 0.0:.2f} ± {half:.2f}"  # + 0.0: no "-0.00"
-
-
-def replace_between(text: str, name: str, content: str) -> str:
-    """``text`` with what stands between the marks ``<!-- name -->`` and ``<!-- /name -->`` replaced."""
-    before, first, rest = text.partition(f"<!-- {name} -->")
-    _, last, after = rest.partition(f"<!-- /{name} -->")
-    if not first or not last:
-        raise SystemExit(f"the guide has no marks <!-- {name} --> and <!-- /{name} -->")
-    return f"{before}{first}\n{content}\n{last}{after}"
 
 
 # Networks and pictures of the grid: of open-licensed-images, CC BY 2.0, named in the guide.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -23,18 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from cifar_planted import PREPROCESS, ResNet  # the scripts beside this one
+from cifar_planted import PREPROCESS  # the scripts beside this one
 from engine import import_torchvision
-from safetensors.torch import load_file
+from guides import replace_between
 from torch import Tensor
 from torch.nn import functional
+from trained import DATA, SQUEEZENET, load_resnet
 
 from pfungst.domains.image import load_batch, read_images
 from pfungst.models import LoadedModel, load_model
 from pfungst.tuning import Tuning, tune
 from pfungst.weights import digest_module
 
-DATA = Path(os.environ.get("PFUNGST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "tuning.md"
 RESULTS = Path(__file__).parent / "results" / "tuning.csv"
 HEAD = (
@@ -45,8 +44,7 @@ HEAD = (
 
 def open_resnet(folder: Path) -> tuple[LoadedModel, Path]:
     """ResNet-20 and the CIFAR-10 test pictures, one folder a class."""
-    model = ResNet().eval()
-    model.load_state_dict(load_file(DATA / "cifar10" / "resnet20.safetensors"))
+    model = load_resnet(20)
     with zipfile.ZipFile(DATA / "cifar10" / "cifar10_test_jpg_200_per_class.zip") as archive:
         archive.extractall(folder)
     return LoadedModel(model, "ResNet-20", PREPROCESS, None, digest_module(model)), _pictures(folder)
@@ -56,7 +54,7 @@ def open_squeezenet(folder: Path) -> tuple[LoadedModel, Path]:
     """SqueezeNet 1.1 and one ImageNet picture a class: BGR, 0 to 255 less the mean, centre crop of 227."""
     import_torchvision()
     model = load_model(
-        "torchvision:squeezenet1_1", weights=DATA / "imagenet-models" / "squeezenet1_1_imagenet.safetensors",
+        "torchvision:squeezenet1_1", weights=SQUEEZENET,
         size=227, mean=(104, 117, 123), std=(1.0, 1.0, 1.0), channels="BGR",
     )  # fmt: skip
     with zipfile.ZipFile(DATA / "imagenet-sample-images" / "imagenet_1000x1_256.zip") as archive:
@@ -148,13 +146,8 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         figures = " | ".join(str(row[key]) or "-" for key in ("srg", "mass", "top_two_alike", "score"))
         lines.append(f"| {network} | {name} | {figures} | {gain} | {row['search_score']} |")
     rules = [f"- {row['network']}: {row['rules']}" for row in rows if row["rules"]]
-    text = GUIDE.read_text(encoding="utf-8")
-    before, first, rest = text.partition("<!-- tuning -->\n")
-    _, last, after = rest.partition("<!-- /tuning -->")
-    if not first or not last:
-        raise SystemExit("the guide has lost its marks <!-- tuning -->")
-    table = "\n".join([*lines, "", "Rules that the searches chose:", "", *rules, ""])
-    GUIDE.write_text(before + first + table + last + after, encoding="utf-8")
+    table = "\n".join([*lines, "", "Rules that the searches chose:", "", *rules])
+    GUIDE.write_text(replace_between(GUIDE.read_text(encoding="utf-8"), "tuning", table), encoding="utf-8")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from pfungst import heatmaps
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from guides import replace_between
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "guides" / "microscopy.md"
@@ -59,15 +63,13 @@ def write_figure(options: argparse.Namespace, name: str, figure: Any) -> None:
 def write_table(options: argparse.Namespace, name: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table of the guide: what stands between ``<!-- name -->`` and ``<!-- /name -->`` is replaced."""
     lines = [f"| {' | '.join(map(str, row))} |" for row in (head, ["---"] * len(head), *rows)]
-    table = "\n".join(lines) + "\n"
-    print(table)
+    table = "\n".join(lines)
+    print(table + "\n")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"microscopy_{name}.md").write_text(table)
+        (options.out / f"microscopy_{name}.md").write_text(table + "\n")
         return
-    start, end, text = f"<!-- {name} -->\n", f"<!-- /{name} -->", GUIDE.read_text()
-    before, rest = text.split(start)
-    GUIDE.write_text(before + start + table + end + rest.split(end)[1])
+    GUIDE.write_text(replace_between(GUIDE.read_text(), name, table))
 
 
 def short(value: Any) -> Any:

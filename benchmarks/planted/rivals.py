@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from networks import ConvNet, ViT, ask, to_inputs
-from pictures import ROOT
 from PIL import Image, ImageFilter
 from scipy import ndimage
 from scipy.sparse import csr_matrix, diags
@@ -218,13 +217,11 @@ def _properties(images: np.ndarray) -> dict[str, np.ndarray]:
 def _foreign_features(images: np.ndarray) -> np.ndarray:
     """Features (n, 64) of a ResNet-20 that was trained on CIFAR-10 and not by us."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from cifar_planted import PREPROCESS, ResNet  # the script in the folder above
-    from safetensors.torch import load_file
+    from cifar_planted import PREPROCESS  # the scripts in the folder above
+    from trained import load_resnet
 
-    network = ResNet()
-    network.load_state_dict(load_file(ROOT / "cifar10" / "resnet20.safetensors"))
+    network = load_resnet(20)
     network.linear = torch.nn.Identity()  # type: ignore[assignment]
-    network.eval()
     with torch.no_grad():
         small = torch.stack([PREPROCESS(Image.fromarray(one).resize((32, 32))) for one in images])
         return np.concatenate([network(part).double().numpy() for part in small.split(256)])
