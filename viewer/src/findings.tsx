@@ -65,14 +65,26 @@ export function FindingsView({ run, overview, state }: { run: number; overview: 
   const chosen = findings?.find((one) => one.id === state.finding);
   const current = chosen ?? shown[0];
 
+  const sending = useRef<Promise<unknown>>(Promise.resolve()); // one after the other: the last one said is the last kept
+  const newest = useRef(new Map<string, ReturnType<typeof lastAnswer>>()); // keys come sooner than the page is drawn anew
+  const waiting = useRef(0);
+  useEffect(() => {
+    if (!waiting.current) newest.current.clear(); // what is drawn is the newest, another tab's answers too
+  }, [findings]);
   const answer = async (finding: Listed, what: Answer, note = "", undoing = false) => {
-    if (!undoing) said.current.push({ finding: finding.id, before: lastAnswer(finding) });
+    const before = newest.current.has(finding.id) ? newest.current.get(finding.id)! : lastAnswer(finding);
+    if (!undoing) said.current.push({ finding: finding.id, before });
+    newest.current.set(finding.id, what === "withdrawn" ? "" : what);
+    waiting.current++;
     try {
-      const now = await judge(run, finding.id, what, note);
+      const saved = sending.current.catch(() => {}).then(() => judge(run, finding.id, what, note));
+      sending.current = saved;
+      const now = await saved.finally(() => waiting.current--);
       setFindings((old) => old?.map((one) => (one.id === now.id ? now : one)));
       setTold(undoing ? `${finding.id}: taken back` : `${finding.id}: ${what}, saved`);
     } catch (error) {
       if (!undoing) said.current.pop();
+      newest.current.set(finding.id, before);
       setTold(`${finding.id}: not saved: ${(error as Error).message}`);
     }
   };
