@@ -269,6 +269,24 @@ def test_a_selection_becomes_a_finding_of_ones_own(browser: Any, address: str, r
     page.context.close()
 
 
+def test_what_is_in_view_is_selected_the_moment_the_map_is_there(browser: Any, address: str) -> None:
+    """On a slow machine what a page does after it is drawn comes late: here a second late."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.add_init_script(
+        "const [later, next] = [window.setTimeout, window.requestAnimationFrame];"
+        "window.setTimeout = (call, wait, ...rest) => later(call, Math.max(wait || 0, 1000), ...rest);"
+        "window.requestAnimationFrame = (call) => later(() => next(call), 1000);"
+    )
+    page = context.new_page()
+    wrong = watch_errors(page)
+    page.goto(address + "#view=map&layout=tsne:1")
+    page.wait_for_selector("text=40 of 80 samples shown")
+    page.keyboard.press("a")
+    page.wait_for_selector("text=40 selected")
+    assert wrong == []
+    context.close()
+
+
 @pytest.mark.parametrize("view", ["map", "try"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_other_views_are_accessible_too(browser: Any, address: str, view: str, scheme: str) -> None:

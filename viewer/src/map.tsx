@@ -1,6 +1,6 @@
 // The map of samples: points by colour, filters, lasso and box; what is selected becomes a gallery or a file.
 
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { get, sampleUrl, type Overview } from "./api";
 import { Gallery, tell } from "./gallery";
 import { LayoutChoice, LayoutState, useLayout } from "./layouts";
@@ -116,15 +116,18 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
     return scatter.current.rows;
   }, [ready, layout.points]);
 
-  // What is seen follows from the address: the camera, too, unless it was moved here.
+  // What is seen follows from the address: the camera, too, unless it was moved here.  Set together with the page's
+  // words: who reads that the samples are shown may select what is in view at once.
   const moved = useRef("");
+  const asked = useRef(false); // to select what is in view, before there was anything
   const at = values["at"] ?? "";
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!rows.length || (at && at === moved.current)) return;
     const [x, y, height] = at.split("_").map(Number);
     const given = at && [x, y, height].every(Number.isFinite) && height! > 0;
     scatter.current!.camera = given ? { x: x!, y: y!, height: height! } : scatter.current!.whole();
     scatter.current!.redraw();
+    if (asked.current) selectView();
   }, [rows, at]);
   const waiting = useRef(0);
   const onCamera = (camera: Camera) => {
@@ -166,6 +169,8 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
     }
   };
   const selectView = () => {
+    asked.current = !rows.length;
+    if (asked.current) return;
     const { canvas } = scatter.current!;
     const ends = [scatter.current!.fromScreen(0, 0), scatter.current!.fromScreen(canvas.clientWidth, canvas.clientHeight)];
     void onOutline({ box: ends.flat() }, how);
@@ -183,7 +188,7 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
     scatter.current!.camera = scatter.current!.whole();
     scatter.current!.redraw();
   };
-  useEffect(() => {
+  useLayoutEffect(() => {
     const press = (event: KeyboardEvent) => {
       if ((event.target as HTMLElement).closest("input:not([type=checkbox]), textarea, select, dialog")) return;
       if (event.ctrlKey || event.metaKey || event.altKey) return;
