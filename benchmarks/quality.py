@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine import import_torchvision, table_path  # the scripts beside this one
+from engine import build, import_torchvision, table_path  # the scripts beside this one
 from methods import NETWORKS, read_squeezenet
 from torch import Tensor, nn
 
@@ -38,6 +38,7 @@ from pfungst.quality.measures import MEASURES
 from pfungst.quality.pixel_flipping import flip
 from pfungst.quality.questions import Question
 
+DRAWN = ("vgg16", "mobilenet_v3", "resnet50")  # of random weights, which cost what trained ones cost; regions only
 RESULTS = Path(__file__).parent / "results"
 FIELDS = (
     "measure",
@@ -66,6 +67,11 @@ def read_network(name: str, count: int) -> tuple[nn.Module, Tensor, Tensor]:
     """Model, inputs and targets."""
     if name == "lenet":
         return read_mnist(count)
+    if name in DRAWN:
+        model, _ = build(name, 1, "cpu")
+        x = torch.randn(count, 3, 225, 225)
+        with torch.no_grad():
+            return model, x, model(x).argmax(1)
     model, x, *_ = read_squeezenet(count) if name == "squeezenet" else NETWORKS[name].read(count)
     if name == "squeezenet":
         x = x[:, :, 1:226, 1:226]  # 225 = 25 x 9: Quantus fills up what 9 does not divide
@@ -201,7 +207,14 @@ def _ask(process: Any, word: str) -> str:
 
 # network -> pictures, then steps of pixel flipping and of region perturbation.  Of pictures with three channels Quantus
 # flips no whole pixels: it asks for steps that divide height times width, and counts channels in them.
-SIZES: dict[str, tuple[int, int, int]] = {"lenet": (64, 784, 100), "cifar": (64, 0, 100), "squeezenet": (8, 0, 25)}
+SIZES: dict[str, tuple[int, int, int]] = {
+    "lenet": (64, 784, 100),
+    "cifar": (64, 0, 100),
+    "squeezenet": (16, 0, 100),
+    "vgg16": (8, 0, 50),
+    "mobilenet_v3": (16, 0, 50),
+    "resnet50": (8, 0, 50),
+}
 
 
 def main() -> None:
@@ -223,7 +236,9 @@ def main() -> None:
     for network in arguments.networks:
         count, flipping, regions = SIZES[network]
         for measure in arguments.measures:
-            if measure == "pixel flipping" and not flipping:
+            if (measure == "pixel flipping" and not flipping) or (
+                network in DRAWN and measure != "region perturbation"
+            ):
                 continue
             steps = flipping if measure == "pixel flipping" else regions
             found = compare(measure, network, arguments.pictures or count, steps, arguments.repeats, arguments.device)

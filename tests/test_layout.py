@@ -27,6 +27,8 @@ domains weights
 hub
 models
 predictions windows pyramids filenames
+boxes
+increments
 baselines
 methods
 annotations

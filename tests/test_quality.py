@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from pfungst import increments
 from pfungst.errors import SettingError
 from pfungst.methods import Method, make_method, wrap_method
 from pfungst.quality import pixel_flipping
@@ -52,8 +53,17 @@ def slow_curve(q: Question, i: int, region: int, steps: int, replacement: Tensor
     return found
 
 
+@pytest.fixture(params=["followed", "asked as wholes"])
+def steps_are(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Steps of one region are followed through the model however little that saves, or never."""
+    monkeypatch.setattr(increments, "WORTH", 10)
+    if request.param != "followed":
+        monkeypatch.setattr(pixel_flipping, "plan_increments", lambda *_: None)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("side", [24, 26])
-def test_curves_are_the_slow_ones(side: int) -> None:
+def test_curves_are_the_slow_ones(side: int, steps_are: str) -> None:
     q = ask_about(side=side, chunk=7)
     steps, count = 9, (side // 5) ** 2
     curves = flip(q, region=5, steps=steps, most=steps / count, fill="zero", whole=False)
@@ -63,6 +73,20 @@ def test_curves_are_the_slow_ones(side: int) -> None:
             curves.probability[order], torch.tensor(slow, dtype=torch.double), rtol=1e-12, atol=1e-14
         )
     torch.testing.assert_close(curves.shares, torch.arange(10).double() / count)
+
+
+@pytest.mark.parametrize("fill", ["mean", "blur", "uniform"])
+def test_followed_steps_are_those_of_whole_pictures(fill: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the picture's edge cuts regions off."""
+    monkeypatch.setattr(increments, "WORTH", 10)
+    monkeypatch.setattr(pixel_flipping, "KEPT", 2 * 15_000)  # two pictures at a time
+    settings: dict[str, Any] = {"region": 5, "steps": 36, "fill": fill, "draws": 2, "orders": pixel_flipping.ORDERS}
+    curves = flip(ask_about(side=26), **settings)
+    monkeypatch.setattr(pixel_flipping, "plan_increments", lambda *_: None)
+    whole = flip(ask_about(side=26), **settings)
+    for order in pixel_flipping.ORDERS:
+        torch.testing.assert_close(curves.logit[order], whole.logit[order], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(curves.probability[order], whole.probability[order], rtol=1e-10, atol=1e-12)
 
 
 def test_a_flipped_picture_is_all_replaced_and_orders_meet_there() -> None:

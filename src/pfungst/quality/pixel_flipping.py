@@ -1,7 +1,8 @@
 """Pixel flipping and region perturbation: how fast the score falls as the most relevant regions are replaced.
 
-Regions are squares of a fixed grid, ordered by the sum of the map over each.  All steps of all orders of a batch are
-inputs of a few large forward passes: a picture at step k is the picture with every pixel of rank ≤ k replaced.
+Regions are squares of a fixed grid, ordered by the sum of the map over each.  A picture at step k is the picture with
+every pixel of rank ≤ k replaced.  The steps of a batch are inputs of large forward passes; or, where a step is one
+region, on a CPU, and the model lets it be followed, only what that region reaches is computed again (increments.py).
 
 srg                  SRG = AUC(least important first) - AUC(most important first) of the probability, the whole picture
                      flipped in 28 steps; a random map gets 0 in expectation, whatever the replacement does to the
@@ -18,14 +19,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pfungst.errors import SettingError
+from pfungst.increments import Answers, Increments, plan_increments
 from pfungst.quality.questions import Question, Scores, ask, choose_chunk, probabilities, seeded
 
 FILLS = ("mean", "zero", "uniform", "blur", "low")
+KEPT = 128 * 1024 * 1024  # values of layers that are kept at once where steps are followed: half a gigabyte
 ORDERS = ("most", "least", "random")
 
 
@@ -79,6 +83,8 @@ def flip(
     ends = torch.linspace(0, most * count, steps + 1, dtype=torch.double).round().long()
     found: dict[str, list[tuple[Tensor, Tensor]]] = {order: [] for order in orders}
     before = question.outputs
+    single = bool((ends[1:] - ends[:-1] == 1).all()) and x.device.type == "cpu"
+    plan = plan_increments(question.model, x[:1], region, region) if single else None
     repeated = draws if fill == "uniform" else 1
     for draw in range(draws):
         replacement = _replacement(question, fill, draw)
@@ -87,7 +93,11 @@ def flip(
                 continue
             places = _places(x, sums, order, draw)
             ranks = _spread(places, region, rows, columns, height, width, count)
-            found[order].append(_ask_steps(question, replacement, ranks, ends[1:]))
+            if plan is None:
+                found[order].append(_ask_steps(question, replacement, ranks, ends[1:]))
+            else:
+                turn = places.argsort(1)[:, :steps]
+                found[order].append(_follow_steps(question, replacement, ranks, turn, plan, region, columns))
     index = question.target[:, None]
     start = probabilities(before).gather(1, index), before.gather(1, index)
     curves = [
@@ -163,6 +173,35 @@ def _ask_steps(question: Question, replacement: Tensor, ranks: Tensor, ends: Ten
         for values, kept in ((probabilities(outputs), probability), (outputs, logit)):
             kept.append(values.gather(1, index)[:, 0].view(len(part), len(x)))
     return torch.cat(probability).T, torch.cat(logit).T
+
+
+def _follow_steps(
+    question: Question, replacement: Tensor, ranks: Tensor, turn: Tensor, plan: Increments, region: int, columns: int
+) -> tuple[Tensor, Tensor]:
+    """The same where each step replaces one region, ``turn`` (n, steps): its number in the grid."""
+    x = question.x
+    height, width = x.shape[2:]
+    replacement = replacement.expand_as(x)
+    inside = np.arange(region)
+    parts = []
+    for part in torch.arange(len(x)).split(max(1, min(32, KEPT // plan.floats))):
+        answers = Answers(question.model, x[part], plan)
+        outputs = []
+        for step in range(turn.shape[1]):
+            number = turn[part, step].numpy()
+            # A region that the picture's edge cuts off: the box that ends there, with what else lies in it.
+            tops = np.minimum(number // columns * region, height - region)
+            lefts = np.minimum(number % columns * region, width - region)
+            here = part[:, None, None], (tops[:, None] + inside)[:, :, None], (lefts[:, None] + inside)[:, None]
+            now = (ranks[here] <= step)[..., None]
+            rows, columns_ = here[1], here[2]
+            patch = torch.where(now, replacement[here[0], :, rows, columns_], x[here[0], :, rows, columns_])
+            outputs.append(answers.change(patch.permute(0, 3, 1, 2), tops, lefts))
+        parts.append(torch.stack(outputs, 1))
+    outputs_ = torch.cat(parts)
+    index = question.target[:, None, None].expand(-1, turn.shape[1], 1)
+    chances = probabilities(outputs_.flatten(0, 1)).view_as(outputs_)
+    return chances.gather(2, index)[..., 0], outputs_.gather(2, index)[..., 0]
 
 
 def area(curve: Tensor, shares: Tensor) -> Tensor:
