@@ -290,7 +290,7 @@ class _Call:
     def answer(self) -> Any:
         """What the call returns, with the values inside the box computed, or all of them."""
         func = self.func
-        self.followed = []
+        self.followed: list[Followed] = []
         map_tensors((self.args, self.kwargs), self._note)
         self.answers = answers = self.followed[0].answers
         name, in_place = plain_name(func)
