@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from pfungst import audit
 from pfungst.cli import cli
+from pfungst.domains.labels import spread_rows
 from pfungst.errors import DataError, ModelError, RunError, SettingError
 from pfungst.evaluations import evaluate
-from pfungst.examples import spread_rows
 from pfungst.lrp import LRP
 from pfungst.methods import make_method
 from pfungst.sheets import describe_evaluation, write_evaluation, write_page
@@ -243,6 +243,9 @@ def test_rows_are_drawn_from_all_classes() -> None:
     rows = spread_rows(labels, 9, seed=0)
     assert np.bincount(labels[rows]).tolist() == [4, 3, 2]
     assert np.array_equal(rows, spread_rows(labels, 9, seed=0))
+    few = [labels[spread_rows(labels, 2, seed=seed)] for seed in range(40)]
+    assert all(len(set(two)) == 2 for two in few)  # fewer than classes: of different ones, and any of them
+    assert np.bincount(np.concatenate(few)).min() > 0
 
 
 def test_numbers_are_short() -> None:

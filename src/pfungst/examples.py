@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pfungst.annotations import Annotations, fit_mask, read_annotations
 from pfungst.domains.image import ImageData, Preprocess, complete_preprocess, load_batch, open_image, read_images
+from pfungst.domains.labels import spread_rows
 from pfungst.errors import DataError, ModelError, SettingError
 from pfungst.lrp.streams import batches
 from pfungst.models import LoadedModel, load_model
@@ -187,18 +188,6 @@ def open_files(
         notes += annotations.notes
     ends = preprocess.low[:, None, None], preprocess.high[:, None, None]
     return Files(len(data), *ends, data.digest(), tuple(classes), notes, {}, data, preprocess, annotations, workers)
-
-
-def spread_rows(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """``limit`` rows in their order, drawn at random, as evenly from the classes as these allow."""
-    rng = np.random.default_rng(seed)
-    turn = rng.permutation(len(labels))
-    place = np.empty(len(labels), int)
-    for label in np.unique(labels):
-        mine = turn[labels[turn] == label]
-        place[mine] = np.arange(len(mine))
-    chosen: np.ndarray = np.sort(turn[np.argsort(place[turn], kind="stable")][:limit])
-    return chosen
 
 
 def open_tensors(images: Any, *, bounds: tuple[Any, Any] | None = None, limit: int | None = None) -> Tensors:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.domains.image import ImageData, Preprocess, load_batch, read_images
-from pfungst.domains.labels import shorten
+from pfungst.domains.labels import shorten, spread_rows
 from pfungst.domains.preprocessing import SIZE_REMEDY
 from pfungst.errors import DataError, ModelError, PfungstError
 from pfungst.imports import RelevanceFile, open_relevance
@@ -214,12 +214,7 @@ def limit_data(data: ImageData, settings: Settings) -> ImageData:
     """At most ``settings.limit`` pictures, drawn evenly from the classes, in their order."""
     if settings.limit is None or settings.limit >= len(data):
         return data
-    rng = np.random.default_rng(settings.seed)
-    rank = np.empty(len(data))
-    for label in np.unique(data.labels):
-        rows = np.flatnonzero(data.labels == label)
-        rank[rng.permutation(rows)] = np.arange(len(rows))
-    return data.select(np.sort(np.argsort(rank, kind="stable")[: settings.limit]))
+    return data.select(spread_rows(data.labels, settings.limit, settings.seed))
 
 
 @dataclass(frozen=True)

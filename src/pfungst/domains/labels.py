@@ -1,9 +1,11 @@
-"""From the names of folders and labels to the classes of a model."""
+"""From the names of folders and labels to the classes of a model; some samples of each class."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from pfungst.errors import DataError
 
@@ -72,3 +74,15 @@ def shorten(items: Iterable[str]) -> str:
 
 def _words(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").split())
+
+
+def spread_rows(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """``limit`` rows in their order, drawn at random, as evenly from the classes as these allow."""
+    rng = np.random.default_rng(seed)
+    turn = rng.permutation(len(labels))
+    place = np.empty(len(labels), int)
+    for label in np.unique(labels):
+        mine = turn[labels[turn] == label]
+        place[mine] = np.arange(len(mine))
+    chosen: np.ndarray = np.sort(turn[np.argsort(place[turn], kind="stable")][:limit])
+    return chosen
