@@ -17,7 +17,7 @@ from PIL import Image
 
 from pfungst.errors import RunError, SettingError
 from pfungst.lrp import LRP
-from pfungst.own_findings import list_own, read_own, write_own
+from pfungst.own_groups import list_own, read_own, write_own
 from pfungst.runs import reopen
 from pfungst.store import Run
 from pfungst.viewer.calls import Refused
@@ -280,6 +280,43 @@ def test_what_cannot_be_tested_says_why(copied: Path, roses: list[int]) -> None:
     page.post("/api/runs/0/own/many/confirm", json={})
     assert "too few" in wait(page)["job"]["failure"]
     assert page.post("/api/runs/0/own/none/confirm", json={}).status_code == 404
+
+
+def test_commands_know_a_finding_of_ones_own(copied: Path, roses: list[int], console: Console, tmp_path: Path) -> None:
+    """Tested again, elsewhere too, judged and guarded; the page shows what came of it."""
+    write_own(Run(copied), "yellow", roses[:16], note="a corner")
+    code, _, error = console("guard", copied, "yellow", "--out", tmp_path / "test_cue.py")
+    assert code == 1
+    assert "yellow has not been tested yet" in error
+    code, output, error = console("confirm", copied, "yellow", "--where", Run(copied).describe()["data"]["root"])
+    assert (code, error) == (0, "")
+    assert "again: confirmed" in output
+    assert "the cue is in 16 of 40 pictures of the class" in output
+    record = read_own(Run(copied), "yellow")
+    assert record["result"]["verdict"] == "confirmed"  # tested first, then again
+    assert (copied / "own" / "yellow" / "confirmed_1.json").exists()
+    assert console("judge", copied, "yellow", "cheat", "--note", "the corner", "--by", "me")[0] == 0
+    code, output, error = console("guard", copied, "yellow", "--out", tmp_path / "test_cue.py")
+    assert (code, error) == (0, "")
+    assert "16 pictures of rose that a person picked: a corner" in (tmp_path / "test_cue.py").read_text()
+    (one,) = connect(copied, None).get("/api/runs/0/own").json()["own"]
+    assert [(said["answer"], said["note"], said["by"]) for said in one["judgements"]] == [("cheat", "the corner", "me")]
+    assert [again["verdict"] for again in one["again"]] == ["confirmed"]
+    assert "f001" in console("confirm", copied, "blue")[2]
+    assert "of your own: yellow" in console("confirm", copied, "blue")[2]
+
+
+def test_a_finding_of_ones_own_is_judged_on_the_page(copied: Path, roses: list[int]) -> None:
+    page = connect(copied, None)
+    write_own(Run(copied), "yellow", roses[:16])
+    said = page.post("/api/runs/0/own/yellow/judgements", json={"answer": "cheat", "note": "seen"})
+    assert [one["answer"] for one in said.json()["judgements"]] == ["cheat"]
+    taken = page.post("/api/runs/0/own/yellow/judgements", json={"answer": "withdrawn"})
+    assert [one["answer"] for one in taken.json()["judgements"]] == ["cheat", "withdrawn"]
+    assert page.post("/api/runs/0/own/yellow/judgements", json={"answer": "nice"}).status_code == 422
+    assert page.post("/api/runs/0/own/none/judgements", json={"answer": "cheat"}).status_code == 404
+    with pytest.raises(SettingError, match="audit calls its own"):
+        write_own(Run(copied), "f002", roses[:16])
 
 
 @pytest.mark.parametrize("name", ["", "../f001", "a/b", ".hidden", "a b", "ä", "x" * 65, "a\n", "-"])

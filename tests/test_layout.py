@@ -46,6 +46,7 @@ spectra embeddings
 findings regions
 cuts assignments
 evidence
+own_groups
 interventions judgements
 maps
 engines strategies
@@ -53,7 +54,8 @@ overall
 probes portraits
 verdicts
 counterevidence
-confirmations own_findings
+own_findings
+confirmations
 guards
 facts
 reports exports

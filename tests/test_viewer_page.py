@@ -265,6 +265,12 @@ def test_a_selection_becomes_a_finding_of_ones_own(browser: Any, address: str, r
     page.wait_for_selector("[aria-label='Findings of your own'] >> text=all-roses")
     kept = json.loads((run / "own" / "all-roses.json").read_text())
     assert (kept["class"], len(kept["rows"])) == ("rose", 40)
+    page.click("[aria-label='Your judgement of all-roses'] >> text=unsure")
+    page.wait_for_selector("[aria-label='all-roses'] >> text=judged: unsure")
+    take(page, "own")
+    page.click("[aria-label='Your judgement of all-roses'] >> text=unsure")  # taken back
+    page.wait_for_selector("[aria-label='all-roses'] >> text=judged: unsure", state="detached")
+    assert said(run)[-2:] == ["unsure", "withdrawn"]
     assert wrong == []
     page.context.close()
 

@@ -1,7 +1,8 @@
 """A finding's experiments repeated with other draws, more pictures or another model, beside the first verdict.
 
-What comes out is kept as ``findings/FINDING/confirmed_SEED.json``, with the counter-evidence that was asked for; of
-another model, or another number of pictures, in a file of its own.
+What comes out is kept as ``confirmed_SEED.json`` beside the finding's pictures (``findings/FINDING/``, or ``own/NAME/``
+of a person's own), with the counter-evidence that was asked for; of another model, or another number of pictures, in a
+file of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from pfungst.evidence import DECIDE, Verdict, correct, describe_verdict
 from pfungst.interventions import Case, set_scene, try_scene
 from pfungst.maps import Subject, make_laboratory
 from pfungst.models import LoadedModel
+from pfungst.own_findings import make_candidate
+from pfungst.own_groups import FOLDER, read_own
 from pfungst.probes import examine_alteration, restore_alteration
 from pfungst.regions import Laboratory
 from pfungst.store import Run
@@ -82,7 +85,7 @@ def confirm(
     models: Sequence[LoadedModel] = (),
     folders: Sequence[str | Path] = (),
 ) -> Confirmation:
-    """Repeat the interventions of a finding (its entry of ``findings.json``), and write down what comes out.
+    """Repeat the interventions of a finding (see ``judgements.find_any``), and write down what comes out.
 
     seed      of the draws; by default one more than the run's, so that split, partners and noise are others
     samples   pictures of each role; the run's own number by default
@@ -137,11 +140,19 @@ def confirm(
         },
         elsewhere={str(folder): place_elsewhere(run, subject, candidate, folder, settings.seed) for folder in folders},
     )
-    return _keep(run, confirmation)
+    return _keep(run, confirmation, folder_of(finding))
+
+
+def folder_of(finding: Mapping[str, Any]) -> str:
+    """Where a finding's pictures and repetitions are, within the run folder."""
+    return f"{FOLDER if finding.get('own') else 'findings'}/{finding['id']}"
 
 
 def find_candidate(run: Run, subject: Subject, finding: Mapping[str, Any]) -> Candidate:
     """The group that became this finding.  Raises RunError where it is no longer in the run folder."""
+    if finding.get("own"):
+        candidate = make_candidate(run, subject, read_own(run, finding["id"]))
+        return as_tested(candidate, {"alteration": finding.get("alteration")})
     candidates, _ = rank_candidates(run, subject)
     rank = finding["rank"]
     if rank <= len(candidates):
@@ -173,9 +184,9 @@ def tell(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def read_confirmations(run: Run, finding: str) -> list[dict[str, Any]]:
-    """The records of all repetitions of a finding, by seed."""
-    names = [f"findings/{finding}/{path.name}" for path in (run.path / "findings" / finding).glob("confirmed_*.json")]
+def read_confirmations(run: Run, folder: str) -> list[dict[str, Any]]:
+    """The records of all repetitions of a finding, whose ``folder_of`` this is, by seed."""
+    names = [f"{folder}/{path.name}" for path in (run.path / folder).glob("confirmed_*.json")]
     return sorted((run.read_json(name) for name in names), key=lambda record: record["seed"])
 
 
@@ -197,11 +208,11 @@ def _same_pictures(run: Run, lab: Laboratory, case: Case) -> bool:
     return bool(np.allclose(now, run.read_array("explained", rows), rtol=_TOLERANCE, atol=_TOLERANCE))
 
 
-def _keep(run: Run, confirmation: Confirmation) -> Confirmation:
+def _keep(run: Run, confirmation: Confirmation, folder: str) -> Confirmation:
     """Write it down; counter-evidence of the same repetition that was asked for before stays beside it."""
     model = "" if confirmation.model["same"] else f"_{confirmation.model['digest'][:8]}"
     count = "" if confirmation.samples == run.describe()["settings"]["samples"] else f"_{confirmation.samples}"
-    name = f"findings/{confirmation.finding}/confirmed_{confirmation.seed}{model}{count}.json"
+    name = f"{folder}/confirmed_{confirmation.seed}{model}{count}.json"
     before = run.read_json(name) or {}
     if all(before.get(key) == confirmation.record()[key] for key in ("samples", "model", "same_pictures", "evidence")):
         confirmation = replace(

@@ -27,10 +27,10 @@ from pfungst.evidence import Standard, correct, describe_verdict
 from pfungst.findings import fit_discriminant
 from pfungst.interventions import Case, Scene, set_scene, try_scene
 from pfungst.lrp import LRP
-from pfungst.maps import READ, Subject, explain_batch, input_bounds
+from pfungst.maps import Subject, explain_batch, input_bounds
 from pfungst.models import LoadedModel
 from pfungst.regions import Direction, Laboratory, find_direction
-from pfungst.store import Run
+from pfungst.store import READ, Run
 from pfungst.strategies import Candidate
 from pfungst.vectors import pool_channels, unit_rows
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pfungst.charts import draw_effects, draw_spectrum
-from pfungst.confirmations import read_confirmations, tell
+from pfungst.confirmations import folder_of, read_confirmations, tell
 from pfungst.evidence import DECIDE
 from pfungst.store import Run
 
@@ -61,7 +61,7 @@ def tell_finding(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
     chart       of its evidence, see ``charts.draw_effects``
     drawn       its pictures that are no sample's: name of the file, title
     experiment  see ``list_experiment``
-    again       what it was when tested again: seed, verdict, lines
+    again       see ``list_again``
     facts       the rest: name, lines
     """
     kind = record["where"]["kind"]
@@ -70,12 +70,17 @@ def tell_finding(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
         "chart": draw_effects(record["evidence"], DECIDE),
         "drawn": _list_drawn(kind),
         "experiment": list_experiment(run, f"findings/{record['id']}", kind),
-        "again": [
-            {"seed": one["seed"], "verdict": one["verdict"], "lines": tell(one)[1:]}
-            for one in read_confirmations(run, record["id"])
-        ],
+        "again": list_again(run, record),
         "facts": tell_facts(record),
     }
+
+
+def list_again(run: Run, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a finding was when it was tested again: seed, verdict, lines."""
+    return [
+        {"seed": one["seed"], "verdict": one["verdict"], "lines": tell(one)[1:]}
+        for one in read_confirmations(run, folder_of(record))
+    ]
 
 
 def tell_head(record: Mapping[str, Any]) -> dict[str, str]:

@@ -69,6 +69,8 @@ def write_guard(
     out = Path(out)
     folder = out.with_name(f"{out.stem}_pictures")
     _check(run, subject, out, folder)
+    if "evidence" not in finding:
+        raise RunError(f"{finding['id']} has not been tested yet", f"run pfungst confirm RUN {finding['id']} first")
     candidate = find_candidate(run, subject, finding)
     lab, case = make_laboratory(subject), make_case(run, subject, candidate)
     if not len(case.outsiders):

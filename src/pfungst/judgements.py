@@ -19,6 +19,7 @@ import numpy as np
 
 from pfungst.errors import RunError, SettingError
 from pfungst.findings import SAME, jaccard
+from pfungst.own_groups import as_finding, list_own, read_own
 from pfungst.store import JUDGEMENTS, Run, timestamp, writing
 
 ANSWERS = ("cheat", "legitimate", "unsure")
@@ -69,7 +70,7 @@ def write_judgement(run: Run, finding: str, answer: str, *, note: str = "", by: 
     """
     if answer not in (*ANSWERS, WITHDRAWN):
         raise SettingError(f"{answer!r} is no judgement", f"it is one of {', '.join((*ANSWERS, WITHDRAWN))}")
-    record = find_record(run, finding)
+    record = find_any(run, finding)
     description = run.describe()
     judgement = Judgement(
         answer=answer,
@@ -94,6 +95,19 @@ def find_record(run: Run, finding: str) -> dict[str, Any]:
         raise RunError(f"{run.path} has no finding {finding!r}", f"its findings are: {', '.join(known) or 'none'}")
     found: dict[str, Any] = known[finding]
     return found
+
+
+def find_any(run: Run, finding: str) -> dict[str, Any]:
+    """The entry with this id, or a person's own finding of this name, which has ``own``.  RunError if there is none."""
+    own = [record["name"] for record in list_own(run)]
+    if finding in own:
+        return as_finding(read_own(run, finding))
+    try:
+        return find_record(run, finding)
+    except RunError as error:
+        if not own:
+            raise
+        raise RunError(error.args[0], f"{error.remedy}; of your own: {', '.join(own)}") from None
 
 
 def read_judgements(run: Run) -> tuple[list[Judgement], int]:

@@ -24,11 +24,10 @@ from pfungst.models import LoadedModel, load_model
 from pfungst.properties import FILED, measure_file, measure_pixels
 from pfungst.regions import Laboratory
 from pfungst.settings import Settings
-from pfungst.store import BLOCK, Run
+from pfungst.store import BLOCK, NOT_READ, READ, Run
 from pfungst.vectors import choose_layers, pool_channels, pool_maps
 
 Progress = Callable[[str, int, int], None]
-NOT_READ, READ = 0, 1
 _AHEAD = 3  # batches that are read, or being read, before they are asked for
 _READERS = 2  # one measures files while the other decodes pictures
 

@@ -26,17 +26,19 @@ from pfungst.engines import map_blocks_on_ray
 from pfungst.errors import SettingError
 from pfungst.evidence import DECIDE
 from pfungst.exports import export
-from pfungst.judgements import Judgement, add_judgements, write_judgement
-from pfungst.maps import READ, Progress, Subject, map_blocks, map_relevance, open_subject
+from pfungst.judgements import Judgement, add_judgements, find_any, write_judgement
+from pfungst.maps import Progress, Subject, map_blocks, map_relevance, open_subject
 from pfungst.models import LoadedModel
 from pfungst.overall import find_shared
+from pfungst.own_findings import confirm_own
+from pfungst.own_groups import as_finding
 from pfungst.placements import Placement, place_samples
 from pfungst.portraits import read_columns
 from pfungst.probes import probe_properties
 from pfungst.properties import NAMES
 from pfungst.reports import place_in_report, write_report
 from pfungst.settings import Settings
-from pfungst.store import Run
+from pfungst.store import READ, Run
 from pfungst.strategies import embed_shown, find_strategies, read_strategies, set_aside
 from pfungst.verdicts import prove_findings
 
@@ -217,8 +219,8 @@ class Finding:
     def __repr__(self) -> str:
         return f"Finding({self.record['id']}, {self.record['verdict']}: {self.record['summary']})"
 
-    def _repr_html_(self) -> str:
-        return show_finding(self.record, self._audit.run.path, DECIDE)
+    def _repr_html_(self) -> str | None:
+        return None if self.record.get("own") else show_finding(self.record, self._audit.run.path, DECIDE)
 
     def judge(self, answer: str, note: str = "", by: str | None = None) -> Judgement:
         """Say what it is: "cheat", "legitimate" or "unsure"; kept in the run folder, ``by`` the user if not given."""
@@ -233,10 +235,15 @@ class Finding:
         models: Sequence[LoadedModel] = (),
         folders: Sequence[str | Path] = (),
     ) -> Confirmation:
-        """Repeat the interventions with other random draws, and ask for counter-evidence: ``confirmations.confirm``."""
-        run, subject = self._audit.run, self._audit.subject
+        """Repeat the interventions with other random draws, and ask for counter-evidence: ``confirmations.confirm``.
+
+        A finding of one's own that was never tested is tested before it is tested again.
+        """
+        run, subject, record = self._audit.run, self._audit.subject, self.record
+        if record.get("own") and "evidence" not in record:
+            record = as_finding(confirm_own(run, subject, record["id"]))
         confirmation = confirm(
-            run, subject, self.record, seed=seed, samples=samples, presets=presets, models=models, folders=folders
+            run, subject, record, seed=seed, samples=samples, presets=presets, models=models, folders=folders
         )
         write_report(run)
         return confirmation
@@ -253,6 +260,11 @@ class Audit:
     def findings(self) -> list[Finding]:
         records = add_judgements(self.run, self.run.read_findings()["findings"])
         return [Finding(record, self) for record in records]
+
+    def find(self, name: str) -> Finding:
+        """The finding of this id, or a person's own of this name.  RunError if there is none."""
+        (record,) = add_judgements(self.run, [find_any(self.run, name)])
+        return Finding(record, self)
 
     @property
     def report(self) -> Path:

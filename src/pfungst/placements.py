@@ -22,9 +22,9 @@ from pfungst.domains.image import load_batch, read_images
 from pfungst.errors import SettingError
 from pfungst.exports.rows import join_lists, new_file
 from pfungst.findings import Discriminant, Group, fit_discriminant
-from pfungst.maps import READ, Progress, Subject, explain_batch
+from pfungst.maps import Progress, Subject, explain_batch
 from pfungst.neighbours import find_nearest_in
-from pfungst.store import Run
+from pfungst.store import READ, Run
 from pfungst.strategies import read_strategies, view_names
 from pfungst.vectors import unit_rows
 

@@ -21,10 +21,10 @@ from pfungst.domains.preprocessing import Preprocess
 from pfungst.evidence import Evidence, Verdict, compare
 from pfungst.findings import SAME, jaccard, repeats, valley_depth
 from pfungst.interventions import Case, measure_changes
-from pfungst.maps import READ, Progress, Subject, make_laboratory
+from pfungst.maps import Progress, Subject, make_laboratory
 from pfungst.properties import SEEN
 from pfungst.regions import Laboratory, Region
-from pfungst.store import Run
+from pfungst.store import READ, Run
 from pfungst.strategies import read_strategies
 
 _PROBED = 48  # pictures of each role

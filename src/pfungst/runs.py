@@ -14,7 +14,7 @@ from pfungst.confirmations import Confirmation
 from pfungst.domains.image import ImageData
 from pfungst.errors import DataError, ModelError, RunError, SettingError
 from pfungst.guards import Guard, write_guard
-from pfungst.judgements import find_record
+from pfungst.judgements import find_any
 from pfungst.lrp.preset_files import preset
 from pfungst.maps import Progress, prepare
 from pfungst.models import LoadedModel, load_model
@@ -113,7 +113,7 @@ def confirm_again(
         raise SettingError(f"{len(also)} times --also, {len(also_weights)} times --also-weights", "give one for each")
     for name in also_preset:
         preset(name)  # an error before the model is loaded
-    find_record(Run(path), finding)  # before the model is loaded
+    find_any(Run(path), finding)  # before the model is loaded
     opened = reopen(path, model=model, weights=weights, images=images, device=device)
     settings = opened.subject.settings
     others = []
@@ -121,8 +121,7 @@ def confirm_again(
         loaded = load_again(name, path_of_weights, settings)
         # Two models of one architecture are told from each other by their weights.
         others.append(replace(loaded, name=f"{name} with {path_of_weights}") if path_of_weights else loaded)
-    (wanted,) = (one for one in opened.findings if one.record["id"] == finding)
-    return wanted.confirm(seed, samples, presets=also_preset, models=others, folders=where)
+    return opened.find(finding).confirm(seed, samples, presets=also_preset, models=others, folders=where)
 
 
 def place_pictures(
@@ -153,6 +152,6 @@ def guard_finding(
     seed: int | None = None,
 ) -> Guard:
     """``pfungst guard``: a test for the cue of a run's finding; see ``reopen`` and ``guards.write_guard``."""
-    record = find_record(Run(path), finding)
+    record = find_any(Run(path), finding)
     opened = reopen(path, model=model, weights=weights, images=images, device=device)
     return write_guard(opened.run, opened.subject, record, out, count=count, seed=seed)

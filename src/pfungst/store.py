@@ -22,6 +22,7 @@ from pfungst.errors import RunError
 
 VERSION = 1
 JUDGEMENTS = "judgements.jsonl"  # what people said; may be there before its run, see judgements.py
+NOT_READ, READ = 0, 1  # of the array "status"
 BLOCK = 256  # samples a chunk: the unit that is done or not done
 
 # What the arrays mean, written beside each; a name may go on with the layer: "what:layer3.0.conv1".

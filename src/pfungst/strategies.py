@@ -22,10 +22,10 @@ from pfungst.assignments import LARGE, Assignment, assign, draw_part, fit_assign
 from pfungst.embeddings import embed
 from pfungst.errors import RunError
 from pfungst.findings import SAME, Group, find_groups, jaccard
-from pfungst.maps import READ, Progress, Subject
+from pfungst.maps import Progress, Subject
 from pfungst.neighbours import measure_outliers
 from pfungst.spectra import cluster_samples
-from pfungst.store import Run
+from pfungst.store import READ, Run
 from pfungst.vectors import gate_sums, sum_maps, unit_rows
 
 OVERALL = "overall.json"  # what was found over all classes together

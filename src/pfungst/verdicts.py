@@ -18,13 +18,13 @@ from pfungst.cuts import fill_colour, paste
 from pfungst.evidence import Evidence, Standard, Verdict, correct, describe_verdict
 from pfungst.heatmaps import encode_png
 from pfungst.interventions import Case, Samples, examine, observe
-from pfungst.maps import READ, Progress, Subject, make_laboratory
+from pfungst.maps import Progress, Subject, make_laboratory
 from pfungst.neighbours import find_duplicates
 from pfungst.portraits import describe_portrait, draw_portrait, explain_place, read_columns
 from pfungst.probes import examine_alteration, restore_alteration, seek_alteration
 from pfungst.regions import Laboratory, Region, control_masks, find_direction
 from pfungst.settings import Settings
-from pfungst.store import Run
+from pfungst.store import READ, Run
 from pfungst.strategies import Candidate, rank_candidates
 from pfungst.vectors import unit_rows
 

@@ -1,7 +1,7 @@
 // The page of one finding: pictures of members beside others, evidence, and what a person needs to decide.
 
 import { useEffect, useState } from "preact/hooks";
-import { findingUrl, get, lastAnswer, post, type Answer, type Finding, type Listed } from "./api";
+import { findingUrl, get, lastAnswer, post, type Answer, type Finding, type Judgement, type Listed } from "./api";
 import { ModeButtons, Pager, PaletteChoice, readLook } from "./look";
 import { Picture, scaleOf, useMaps, usePalettes, WHOLE, type Look } from "./pictures";
 import { go, type State } from "./state";
@@ -67,16 +67,7 @@ export function FindingPage(props: {
           on the map
         </button>
       </div>
-      {listed.judgements.length > 0 && (
-        <ul class="said">
-          {[...listed.judgements].reverse().map((one) => (
-            <li>
-              <b>{one.answer}</b>, says {one.by} ({one.at}){one.about && <span class="open"> {one.about}</span>}
-              {one.note && `: ${one.note}`}
-            </li>
-          ))}
-        </ul>
-      )}
+      <Said judgements={listed.judgements} />
       {failure && <p class="failure">{failure}</p>}
       {finding && (
         <>
@@ -86,6 +77,21 @@ export function FindingPage(props: {
         </>
       )}
     </article>
+  );
+}
+
+/** What people said, the latest first. */
+export function Said({ judgements }: { judgements: Judgement[] }) {
+  if (!judgements.length) return null;
+  return (
+    <ul class="said">
+      {[...judgements].reverse().map((one) => (
+        <li>
+          <b>{one.answer}</b>, says {one.by} ({one.at}){one.about && <span class="open"> {one.about}</span>}
+          {one.note && `: ${one.note}`}
+        </li>
+      ))}
+    </ul>
   );
 }
 

@@ -1,9 +1,11 @@
 // Findings of one's own: a group of samples, kept in the run folder, and tested as those of the audit are.
 
 import { useEffect, useState } from "preact/hooks";
-import { get, post, remove, sampleUrl, type Evidence, type Finding, type Overview, type Verdict } from "./api";
-import { Proof } from "./finding";
+import { get, lastAnswer, post, remove, sampleUrl, type Answer, type Evidence, type Finding, type Judgement, type Overview, type Verdict } from "./api";
+import { Proof, Said } from "./finding";
 import type { Model } from "./lab";
+
+const ANSWERS: Answer[] = ["cheat", "legitimate", "unsure"];
 
 interface Own {
   name: string;
@@ -25,6 +27,8 @@ interface Own {
     model: { name: string; same: boolean };
   } | null;
   experiment?: Finding["experiment"];
+  judgements: Judgement[];
+  again: Finding["again"];
 }
 
 interface Job {
@@ -117,6 +121,7 @@ export function OwnFindings(props: {
               {one.rows.length} pictures of {one.class}
             </span>
             {one.result && <span class={`chip ${one.result.verdict}`}>{one.result.verdict}</span>}
+            {lastAnswer(one) && <span class="chip judged">judged: {lastAnswer(one)}</span>}
             <button type="button" disabled={!may || running} onClick={() => void act(() => post(`${at}/${one.name}/confirm`, {}))}>
               {one.result ? "test again" : "test"}
             </button>
@@ -131,6 +136,21 @@ export function OwnFindings(props: {
               <img src={sampleUrl(run, row, 96)} alt={`sample ${row}`} loading="lazy" />
             ))}
           </div>
+          <div class="line judging" role="group" aria-label={`Your judgement of ${one.name}`}>
+            {ANSWERS.map((answer) => {
+              const said = lastAnswer(one) === answer;
+              return (
+                <button
+                  type="button"
+                  aria-pressed={said}
+                  onClick={() => void act(() => post(`${at}/${one.name}/judgements`, { answer: said ? "withdrawn" : answer }))}
+                >
+                  {answer}
+                </button>
+              );
+            })}
+          </div>
+          <Said judgements={one.judgements} />
           {one.result && <Tested run={run} own={one} result={one.result} />}
         </section>
       ))}
@@ -171,7 +191,7 @@ function Tested({ run, own, result }: { run: number; own: Own; result: NonNullab
           evidence={result.evidence}
           chart={result.chart}
           experiment={own.experiment ?? []}
-          again={[]}
+          again={own.again}
           picture={(name) => `api/runs/${run}/own/${own.name}/pictures/${name}`}
         />
       </details>

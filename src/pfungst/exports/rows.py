@@ -20,8 +20,7 @@ from PIL import Image
 from pfungst.domains.preprocessing import Preprocess, from_description
 from pfungst.errors import DataError, SettingError
 from pfungst.judgements import add_judgements, find_record, last_answer
-from pfungst.maps import READ
-from pfungst.store import Run, writing
+from pfungst.store import READ, Run, writing
 
 _COLUMNS = (
     *("id", "path", "label", "prediction", "probability", "class", "score", "outlier", "cluster", "x", "y"),

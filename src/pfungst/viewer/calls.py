@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pfungst.errors import DataError, PfungstError, RunError
+from pfungst.judgements import ANSWERS, WITHDRAWN
 
 WORDS: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array"}
 
@@ -82,6 +83,10 @@ class Field:
         if self.kind is list:
             schema["items"] = {"type": WORDS[self.items]}
         return schema
+
+
+# What somebody says of a finding.
+SAID = {"answer": Field(str, choices=(*ANSWERS, WITHDRAWN)), "note": Field(str, "", high=10_000)}
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from pfungst.cuts import fill_blur, fill_colour, fill_harmonic, fill_noise, past
 from pfungst.errors import ModelError, PfungstError
 from pfungst.heatmaps import encode_png
 from pfungst.lrp import Relevance
-from pfungst.maps import READ, Subject, make_laboratory
+from pfungst.maps import Subject, make_laboratory
 from pfungst.regions import Laboratory, control_masks
 from pfungst.runs import reopen
+from pfungst.store import READ
 from pfungst.viewer.calls import Call, Field, Refused
 from pfungst.viewer.opened import OpenRun
 

@@ -11,9 +11,11 @@ from starlette.responses import Response
 from pfungst.charts import draw_effects
 from pfungst.errors import RunError
 from pfungst.evidence import DECIDE
-from pfungst.facts import list_experiment
-from pfungst.own_findings import FOLDER, STEPS, confirm_own, delete_own, list_own, read_own, write_own
-from pfungst.viewer.calls import Call, Field, Refused
+from pfungst.facts import list_again, list_experiment
+from pfungst.judgements import add_judgements, write_judgement
+from pfungst.own_findings import STEPS, confirm_own
+from pfungst.own_groups import FOLDER, as_finding, delete_own, list_own, read_own, write_own
+from pfungst.viewer.calls import SAID, Call, Field, Refused
 from pfungst.viewer.jobs import Desk, Job
 from pfungst.viewer.laboratory import Benches
 from pfungst.viewer.opened import PICTURES, OpenRun, is_own_file
@@ -73,6 +75,13 @@ class OwnFindings:
 
         return _tell_job(self._desk.start(Job((run, name), LOADING, 0, len(STEPS)), work))
 
+    def judge(self, run: int, name: str, answer: str, note: str) -> dict[str, Any]:
+        """Write down what somebody says one is."""
+        opened = self.find(run)
+        read_own(opened.run, name)
+        write_judgement(opened.run, name, answer, note=note)
+        return self.show(run, name)
+
     def send_picture(self, run: int, name: str, picture: str) -> Response:
         """A picture of a tested one."""
         opened = self.find(run)
@@ -100,6 +109,7 @@ class OwnFindings:
             Call("POST", here, "Keep a group as a finding of one's own", self.create, run, body=made),
             Call("GET", one, "One of them", self.show, named),
             Call("DELETE", one, "Delete one", self.delete, named),
+            Call("POST", one + "/judgements", "Say what one is", self.judge, named, body=SAID),
             Call("POST", one + "/confirm", "Test one by experiment", self.confirm, named),
             Call("GET", one + "/pictures/{picture}", "A picture of one that was tested", self.send_picture, pictured,
                  returns="image/png"),
@@ -115,6 +125,8 @@ def _tell_job(job: Job) -> dict[str, Any]:
 def _tell(opened: OpenRun, record: dict[str, Any]) -> dict[str, Any]:
     """A record as the page wants it: rows instead of ids, the chart of a test, and what its pictures show."""
     told = {key: value for key, value in record.items() if key != "samples"}
+    (finding,) = add_judgements(opened.run, [as_finding(record)])
+    told |= {"judgements": finding["judgements"], "again": list_again(opened.run, finding)}
     if told["result"] is not None:
         told["result"] = {**told["result"], "chart": draw_effects(told["result"]["evidence"], DECIDE)}
         kind = told["result"]["where"]["kind"]

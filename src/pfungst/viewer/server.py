@@ -24,9 +24,9 @@ from starlette.routing import Route
 from pfungst.charts import STYLE, write_colours
 from pfungst.errors import SettingError
 from pfungst.heatmaps import ONE_SIDED, PALETTES, palette_table
-from pfungst.judgements import ANSWERS, WITHDRAWN, write_judgement
+from pfungst.judgements import write_judgement
 from pfungst.viewer.access import Guarded, cookie_name
-from pfungst.viewer.calls import Call, Field, Refused, describe_calls
+from pfungst.viewer.calls import SAID, Call, Field, Refused, describe_calls
 from pfungst.viewer.comparison import Comparison
 from pfungst.viewer.laboratory import Asked, Benches
 from pfungst.viewer.opened import SIDES, OpenRun
@@ -111,7 +111,6 @@ class Viewer:
         here = "/api/runs/{run:int}"
         of_finding = here + "/findings/{finding}"
         of_sample = here + "/samples/{row:int}"
-        judgement = {"answer": Field(str, choices=(*ANSWERS, WITHDRAWN)), "note": Field(str, "", high=10_000)}
         asked = {"side": Field(int, 224, low=1, high=4096), "part": Field(str, "whole", choices=("whole", "input"))}
         named = {**FINDING, "name": Field(str, high=64)}
         binary = "application/octet-stream"
@@ -122,7 +121,7 @@ class Viewer:
             Call("GET", of_finding, "One finding", self.show_finding, FINDING),
             Call("GET", of_finding + "/pictures/{name}", "A picture of a finding", self.send_picture, named,
                  returns="image/png"),
-            Call("POST", of_finding + "/judgements", "Say what a finding is", self.judge, FINDING, body=judgement),
+            Call("POST", of_finding + "/judgements", "Say what a finding is", self.judge, FINDING, body=SAID),
             Call("GET", here + "/classes", "Analysed classes", self.list_classes, RUN),
             Call("GET", of_sample, "One sample", self.show_sample, SAMPLE),
             Call("GET", of_sample + "/picture", "A sample's picture", self.send_sample, SAMPLE, asked,
