@@ -257,6 +257,8 @@ def test_a_selection_becomes_a_finding_of_ones_own(browser: Any, address: str, r
     page, wrong = open_page(browser, address, 1280, "light")
     page.goto(page.url.split("#")[0] + "#view=map&layout=tsne:1")  # of the roses
     page.wait_for_selector("text=40 of 80 samples shown")
+    page.wait_for_selector("canvas[data-drawn]")
+    take(page, "map")
     page.focus(".surface canvas")
     page.keyboard.press("a")
     page.wait_for_selector("text=40 selected")
