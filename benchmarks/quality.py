@@ -211,9 +211,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "lenet": (64, 784, 100),
     "cifar": (64, 0, 100),
     "squeezenet": (16, 0, 100),
-    "vgg16": (8, 0, 50),
+    "vgg16": (8, 0, 100),
     "mobilenet_v3": (16, 0, 50),
-    "resnet50": (8, 0, 50),
+    "resnet50": (16, 0, 50),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,10 @@ def test_a_part_of_the_work_is_done() -> None:
     first, second, relu = (27 + 50) * 8, (72 + 50) * 8, 50 * 8
     tail = 50 * (8 + 8) + (8 + 50) * 5
     part = 25 * (first + relu) + 49 * second + tail
-    assert plan.share == pytest.approx(part / (37 * 41 * (first + relu + second) + tail))
+    assert plan.work == 37 * 41 * (first + relu + second) + tail
+    assert plan.share == pytest.approx(part / plan.work)
+    assert plan.pays(16)
+    assert not plan.pays(1)  # too small a model: its calls would take longer than its work
     assert plan.kept == {0, 2, 3}  # the pictures, and what the second convolution and the head need around the change
 
 
@@ -169,6 +173,21 @@ def test_the_same_layer_is_kept_up_to_date_at_every_step() -> None:
         now[:, :, top : top + 9, left : left + 9] = -3
         found = answers.change(now.new_full((1, 3, 9, 9), -3), np.array([top]), np.array([left]))
         torch.testing.assert_close(found, model(now).detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_needed_later_than_planned_is_kept_from_then_on() -> None:
+    model = make("residual")
+    x = torch.randn(3, 3, 96, 96, dtype=torch.double)
+    plan = plan_increments(model, x[:1], 9, 9)
+    assert plan is not None
+    answers, now = Answers(model, x, replace(plan, kept=frozenset())), x.clone()
+    for top in range(0, 80, 8):
+        now[:, :, top : top + 9, 3:12] = -3
+        found = answers.change(now.new_full((3, 3, 9, 9), -3), np.full(3, top), np.full(3, 3))
+        torch.testing.assert_close(found, model(now).detach(), rtol=1e-10, atol=1e-12)
+    assert answers.lost == ""
+    assert answers.plan is not None
+    assert 3 < len(answers.plan.kept) <= len(plan.kept)
 
 
 def writes(m: Any, x: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ def slow_curve(q: Question, i: int, region: int, steps: int, replacement: Tensor
 def steps_are(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Steps of one region are followed through the model however little that saves, or never."""
     monkeypatch.setattr(increments, "WORTH", 10)
+    monkeypatch.setattr(increments, "FOLLOWING", 0)
     if request.param != "followed":
         monkeypatch.setattr(pixel_flipping, "plan_increments", lambda *_: None)
     return str(request.param)
@@ -79,6 +80,7 @@ def test_curves_are_the_slow_ones(side: int, steps_are: str) -> None:
 def test_followed_steps_are_those_of_whole_pictures(fill: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the picture's edge cuts regions off."""
     monkeypatch.setattr(increments, "WORTH", 10)
+    monkeypatch.setattr(increments, "FOLLOWING", 0)
     monkeypatch.setattr(pixel_flipping, "KEPT", 2 * 15_000)  # two pictures at a time
     settings: dict[str, Any] = {"region": 5, "steps": 36, "fill": fill, "draws": 2, "orders": pixel_flipping.ORDERS}
     curves = flip(ask_about(side=26), **settings)

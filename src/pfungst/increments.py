@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,9 @@ from pfungst.lrp.targets import check_output, choose_output
 
 WORTH = 0.6  # share of the work of a whole pass up to which steps are followed
 AT_ONCE = 4  # pictures of the first pass
+TRIED = 16  # places at which a change is followed before any is
 WRITING = 50  # multiplications in whose time one value is written, on a CPU
+FOLLOWING = 4_500_000  # multiplications in whose time a call is followed
 SAME = 1e-4  # how far outputs may be from those of a whole pass, of the largest: they differ by rounding
 
 # Functions of each value; of two; what a model asks of a tensor that is no value.
@@ -57,51 +59,69 @@ class _Lost(Exception):
     """The model does what cannot be followed; the whole pictures are asked instead."""
 
 
+class _Missing(Exception):
+    """The output of this call is needed and was not kept; from now on it is."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 @dataclass(frozen=True)
 class Increments:
     """What was found out about a model: which layers' values are needed later, and what it costs.
 
     kept    numbers of the calls whose outputs have to be kept
     calls   names of all calls, in order
-    share   of the work of a whole pass that a step takes: multiplications and values written
+    work    of a whole pass of one picture: multiplications, and values written in units of these
+    share   of that work that a step takes
     floats  values to be kept for each picture
     """
 
     kept: frozenset[int]
     calls: tuple[str, ...]
+    work: int
     share: float
     floats: int
+
+    def pays(self, count: int) -> bool:
+        """Whether what is saved with so many pictures at once is more than following the calls takes."""
+        return count * (1 - self.share) * self.work > FOLLOWING * len(self.calls)
 
 
 def plan_increments(model: Callable[[Tensor], Any], x: Tensor, height: int, width: int) -> Increments | None:
     """Whether changes of regions of this size can be followed through the model, and are worth it; None if not.
 
-    ``x`` (1, C, H, W): the picture on which it is tried: in three corners and the middle, against whole passes.
+    ``x`` (1, C, H, W): the picture on which it is tried: in the middle, three corners and other places, five times
+    against a whole pass.
     """
     rows, columns = x.shape[2:]
     if height > rows or width > columns:
         return None
     patch = x.amin().expand(1, x.shape[1], height, width)
-    places = [((rows - height) // 2, (columns - width) // 2), (0, 0), (rows - height, 0)]
-    places.append((rows - height, columns - width))
+    last = rows - height, columns - width
+    places = [(last[0] // 2, last[1] // 2), (0, 0), (last[0], 0), last]
+    rng = np.random.default_rng(0)  # what a layer needs depends on the place: strides meet it here or there
+    places += [tuple(rng.integers(0, np.array(last) + 1).tolist()) for _ in range(TRIED - len(places))]
     changed = x.clone()
     try:
         answers = Answers(model, x, None)
-        for top, left in places:
+        for number, (top, left) in enumerate(places, 1):
             changed[:, :, top : top + height, left : left + width] = patch
             found = answers.change(patch, np.array([top]), np.array([left]))
-            if answers.lost:
+            share = answers.done / max(1, answers.of * number)
+            if answers.lost or share > 1.2 * WORTH:
                 return None
-            expected = _ask(model, changed)
-            if not torch.allclose(found, expected, rtol=0, atol=SAME * max(1e-6, float(expected.abs().max()))):
-                return None
+            if number <= 4 or number == TRIED:
+                expected = _ask(model, changed)
+                if not torch.allclose(found, expected, rtol=0, atol=SAME * max(1e-6, float(expected.abs().max()))):
+                    return None
     except Exception:  # of whatever kind: the model is then asked as a whole, and says itself what is wrong with it
         return None
-    share = answers.done / max(1, answers.of * len(places))
     if share > WORTH:
         return None
     floats = sum(answers.states[number].numel() for number in answers.needed)
-    return Increments(frozenset(answers.needed), tuple(answers.calls), share, floats)
+    return Increments(frozenset(answers.needed), tuple(answers.calls), answers.of, share, floats)
 
 
 class Answers:
@@ -113,23 +133,23 @@ class Answers:
 
     def __init__(self, model: Callable[[Tensor], Any], x: Tensor, plan: Increments | None) -> None:
         self.model, self.plan = model, plan
-        self.states: dict[int, Tensor] = {}  # number of the call -> (n, H, W, C)
+        self.states: dict[int, Tensor] = {}  # number of the call -> (n, H, W, C); 0: the pictures
         self.weights: dict[int, tuple[Tensor, Tensor]] = {}  # by its id: as it is, and as channels-last inputs meet it
         self.needed: set[int] = set()
         self.calls: list[str] = []
         self.number, self.done, self.of = 0, 0, 0
         self.lost = ""  # why the model cannot be followed; then whole pictures are asked
         self.outputs = self._begin(_rows_of(x).clone())
-        self.first = False
 
     @torch.inference_mode()
     def _begin(self, rows: Tensor) -> Tensor:
         """Whole passes of a few pictures at a time: what they hold for a moment is as much as what is kept."""
-        self.states[0], self.first = rows, True
+        self.states, self.first = {0: rows}, True
         outputs = []
         for start in range(0, len(rows), AT_ONCE):
             self.part = slice(start, start + AT_ONCE)
             outputs.append(self._run(self.pictures[self.part]))
+        self.first = False
         return torch.cat(outputs)
 
     @torch.inference_mode()
@@ -157,6 +177,10 @@ class Answers:
                 if not isinstance(output, Followed):  # a scripted model, or one that computes in numpy
                     raise _Lost("the output does not come from the input by torch functions")
                 return check_output(self.whole(output), len(x))
+            except _Missing as error:
+                assert self.plan is not None
+                self.plan = replace(self.plan, kept=self.plan.kept | {error.number})
+                return self._begin(self.states[0])
             except _Lost as error:
                 self.lost = str(error)
         return _ask(self.model, whole)
@@ -210,7 +234,9 @@ class Answers:
     def state(self, x: Followed) -> Tensor:
         """What is kept of a layer, (n, H, W, C)."""
         if x.number not in self.states:
-            raise _Lost(f"output of call {x.number} was not needed before")
+            if self.plan is None:  # all was kept that are pictures
+                raise _Lost(f"the output of call {x.number} is no picture")
+            raise _Missing(x.number)
         self.needed.add(x.number)
         return self.states[x.number]
 

@@ -29,6 +29,7 @@ from pfungst.increments import Answers, Increments, plan_increments
 from pfungst.quality.questions import Question, Scores, ask, choose_chunk, probabilities, seeded
 
 FILLS = ("mean", "zero", "uniform", "blur", "low")
+FOLLOWED = 32  # pictures that are followed at once
 KEPT = 128 * 1024 * 1024  # values of layers that are kept at once where steps are followed: half a gigabyte
 ORDERS = ("most", "least", "random")
 
@@ -93,7 +94,7 @@ def flip(
                 continue
             places = _places(x, sums, order, draw)
             ranks = _spread(places, region, rows, columns, height, width, count)
-            if plan is None:
+            if plan is None or not plan.pays(min(len(x), FOLLOWED)):
                 found[order].append(_ask_steps(question, replacement, ranks, ends[1:]))
             else:
                 turn = places.argsort(1)[:, :steps]
@@ -184,7 +185,7 @@ def _follow_steps(
     replacement = replacement.expand_as(x)
     inside = np.arange(region)
     parts = []
-    for part in torch.arange(len(x)).split(max(1, min(32, KEPT // plan.floats))):
+    for part in torch.arange(len(x)).split(max(1, min(FOLLOWED, KEPT // plan.floats))):
         answers = Answers(question.model, x[part], plan)
         outputs = []
         for step in range(turn.shape[1]):
