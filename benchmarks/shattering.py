@@ -129,7 +129,7 @@ class Network:
     trained: bool
     prepare: Callable[[Tensor], Tensor]
     cifar: bool = False
-    pre_activation: str = "threshold"  # how the presets take batch norm, ReLU, convolution in this order
+    pre_activation: str = "switch"  # how the presets take batch norm, ReLU, convolution in this order
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -166,7 +166,8 @@ def make_networks(pictures: Callable[[int], Tensor]) -> Iterator[Network]:
         torch.manual_seed(0)
         model = calibrate(getattr(models, function)(weights=None, **more.get(function, {})), _normalise(pictures(size)))
         yield Network(name, model, size, False, _normalise)
-    yield Network(f"{name}, diagonal", model, size, False, _normalise, pre_activation="diagonal")
+    for form in ("threshold", "diagonal"):
+        yield Network(f"{name}, {form}", model, size, False, _normalise, pre_activation=form)
 
 
 def calibrate(model: nn.Module, x: Tensor) -> nn.Module:
@@ -345,7 +346,7 @@ def _cell(row: dict[str, str]) -> str:
 SHOWN = {
     "SqueezeNet 1.1": ("cat.png", "parrot.jpg"), "ResNet-56": ("cat.png",), "VGG-16": ("cat.png",),
     "Inception v3": ("cat.png",), "ResNet-50": ("cat.png",), "DenseNet-121": ("cat.png",),
-    "DenseNet-121, diagonal": ("cat.png",),
+    "DenseNet-121, threshold": ("cat.png",), "DenseNet-121, diagonal": ("cat.png",),
 }  # fmt: skip
 
 
@@ -396,24 +397,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=16)
     parser.add_argument("--batch", type=int, default=16, help="inputs at once")
-    parser.add_argument("--only", nargs="*", help="networks, by name; nothing is written then")
+    parser.add_argument("--only", nargs="*", help="networks, by name; the rows of others are kept")
     parser.add_argument("--tables", action="store_true", help="write the tables of the stored results, measure nothing")
     arguments = parser.parse_args()
     if not arguments.tables:
         torch.set_num_threads(1)
         start, rows, strips = time.perf_counter(), [], []
+        before = list(csv.DictReader(RESULTS.open(newline=""))) if arguments.only else []
         for network in make_networks(lambda side: read_pictures(side, 16, side == 32)):
+            strips += draw_strips(network)
             if arguments.only and network.name not in arguments.only:
+                rows += [row for row in before if row["network"] == network.name]
                 continue
             if not network.name.endswith("untrained"):
                 rows += measure(network, arguments.pictures, arguments.batch)
             if network.cifar:
                 rows += measure_lines(network, arguments.batch)
-            strips += draw_strips(network)
             print(f"{network.name}: {time.perf_counter() - start:.0f} s on {hardware('cpu')}", flush=True)
-        if arguments.only:
-            print(*(f"{row['method']:22} {row['measure']:16} {row['mean']}" for row in rows), sep="\n")
-            return
         with RESULTS.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()

@@ -257,7 +257,7 @@ class PreActivated(nn.Module):
         self.norm, self.layer = filled(norm(shape[0])), filled(layer())
         # A negative weight, and weights of zero and next to it with shifts of both signs.
         self.norm.weight.data[:4] = torch.tensor([-1.3, 0.0, 0.0, 1e-300])
-        self.norm.bias.data[:4] = torch.tensor([0.2, 0.8, -0.8, -0.4])
+        self.norm.bias.data[:4] = torch.tensor([1.2, 0.8, -0.8, -0.4])
         self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -282,11 +282,13 @@ def rewritten(model: PreActivated, x: Tensor, relu: bool) -> tuple[Tensor, oracl
     return torch.from_numpy(T), merged
 
 
+@pytest.mark.parametrize("form", ["switch", "threshold"])
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no relu"])
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("name", LAYERS)
-def test_pre_activation(name: str, share: str, relu: bool) -> None:
-    """Relevance is that of the rewritten network, in which the norm is part of the layer."""
+def test_pre_activation(name: str, share: str, relu: bool, form: str) -> None:
+    """Relevance is that of the rewritten network, in which the norm is part of the layer; a unit that is off takes its
+    own or hands it on."""
     model = PreActivated(name, relu)
     x = drawn(3, *LAYERS[name][2])
     rule, slow = SHARES[share]
@@ -300,19 +302,23 @@ def test_pre_activation(name: str, share: str, relu: bool) -> None:
             y = self.net(x).flatten(1)
             return y @ drawn(y.shape[1], 3, seed=77)
 
-    which = Preset("p", (Row(rule, name="net.layer"), Row(Epsilon(0.0))))
+    which = Preset("p", (Row(rule, name="net.layer"), Row(Epsilon(0.0))), pre_activation=form)
     result = LRP(Named(), which)(x, 1)
     with torch.no_grad():
         assert torch.equal(result.output, Named()(x))
         y = model(x).flatten(1)
     assert gap(result) < 1e-9
     R = y * drawn(y.shape[1], 3, seed=77)[:, 1]
+    found = []
     for n in range(3):
         T, merged = rewritten(model, torch.tanh(x[n]), relu)
         J, b = torch.from_numpy(merged.J), torch.from_numpy(merged.b)
         torch.testing.assert_close(J @ T + b, y[n], rtol=1e-12, atol=1e-12)  # the same function
         expected = slow(T[None], J, b, R[n][None])[0]
-        same(result.scores[n], expected.reshape(x[n].shape))
+        if relu and form == "switch":
+            expected = torch.where(torch.tanh(x[n]).ravel() == T, expected, 0)
+        found.append(expected.reshape(x[n].shape))
+    same(result.scores, torch.stack(found))
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "same"])

@@ -152,26 +152,38 @@ class Elementwise(torch.autograd.Function):
 class Threshold(torch.autograd.Function):
     """The threshold ReLU T with relu(scale x + shift) = scale T(x) + shift: x where the unit is active, else t.
 
-    t = -shift / scale, where the unit switches.  As through any activation function relevance passes: c_x = c T / x.
-    Source: Binder's notes on canonisation, equations 16 to 19.
+    t = -shift / scale, where the unit switches.  Where the unit is off, T does not depend on x: its relevance is
+    absorbed; or, with ``passes``, it passes as through any activation function, c_x = c T / x, and grows without bound
+    as x nears 0.
+    Source: Binder's notes on canonisation, equations 16 to 19, where it passes.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, active: Tensor, scale: Tensor, shift: Tensor, name: str, absorb: Absorb) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        active: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        name: str,
+        absorb: Absorb,
+        passes: bool = False,
+    ) -> Tensor:
         at = torch.where(scale == 0, 0, -shift / scale.masked_fill(scale == 0, 1))
-        value = torch.where(active & (scale != 0), x, at)
-        ctx.name, ctx.absorb = name, absorb
-        ctx.save_for_backward(x, value)
+        on = active & (scale != 0)
+        value = torch.where(on, x, at)
+        ctx.name, ctx.absorb, ctx.passes = name, absorb, passes
+        ctx.save_for_backward(x, value, on)
         return value
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
-        x, value = ctx.saved_tensors
+        x, value, on = ctx.saved_tensors
         relevance = c * value
-        # Where the unit is active T / x is 1, whatever x.
-        c_x = torch.where(value == x, c, quotient(relevance, x, nearly_zero(x.dtype)))
+        c_off = quotient(relevance, x, nearly_zero(x.dtype)) if ctx.passes else 0
+        c_x = torch.where(on, c, c_off)
         ctx.absorb(ctx.name, relevance - c_x * x)
-        return c_x, *[None] * 5
+        return c_x, *[None] * 6
 
 
 def gate_share(rule: str, gate: Tensor, signal: Tensor) -> Tensor | float:

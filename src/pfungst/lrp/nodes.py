@@ -241,7 +241,8 @@ class LinearNodes(ProductHandlers):
         merged = op.after(scale, shift, x)
         shape = [1, -1, *[1] * (x.dim() - 2)]
         scale, shift = scale.reshape(shape), shift.reshape(shape)
-        value = Threshold.apply(inner, normed.active, scale, shift, normed.step.name, self._absorber(mark.samples))
+        absorb, passes = self._absorber(mark.samples), self.preset.pre_activation == "threshold"
+        value = Threshold.apply(inner, normed.active, scale, shift, normed.step.name, absorb, passes)
         return self.marks.put(value, Mark(False, mark.linear, samples=mark.samples)), merged
 
     def _linear_node(

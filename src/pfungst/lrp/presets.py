@@ -17,7 +17,7 @@ KINDS = ("convolution", "dense", "batch_norm", "recurrent")
 GATES = ("all", "half", "prop", "abs")
 ATTENTION = ("attnlrp", "constant")
 NORMS = ("detached", "identity")
-PRE_ACTIVATION = ("threshold", "diagonal")
+PRE_ACTIVATION = ("switch", "threshold", "diagonal")
 MAX_POOL = ("winner", "proportional")
 
 
@@ -64,8 +64,9 @@ class Preset:
                Ali et al. 2022)
     norms      layer, group and root-mean-square norms: ``detached`` takes the deviation for a constant and all else
                for a linear map, ``identity`` hands relevance on unchanged
-    pre_activation  batch norm, ReLU, linear node in this order, as in DenseNet: ``threshold`` merges the norm into the
-               node behind a ReLU with thresholds, which is the same function; ``diagonal`` leaves it a node of its own
+    pre_activation  batch norm, ReLU, linear node in this order, as in DenseNet: ``switch`` and ``threshold`` merge the
+               norm into the node behind a ReLU with thresholds, which is the same function; what units that are off
+               get is absorbed (``switch``) or passes (``threshold``); ``diagonal`` leaves it a node of its own
     automatic  it is ``auto``, which has no rows but chooses a preset when the model has run
     even       set by ``flat_until``: the layer down from which relevance is shared evenly, and the rule
     max_pool   ``winner``: the first of the greatest values of a window takes all (Bach et al. 2015); ``proportional``:
@@ -77,7 +78,7 @@ class Preset:
     gates: str = "all"
     attention: str = "attnlrp"
     norms: str = "detached"
-    pre_activation: str = "threshold"
+    pre_activation: str = "switch"
     max_pool: str = "winner"
     even: tuple[str, Rule] | None = None
     automatic: bool = False
