@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,13 @@ _DRIVEN = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enabl
 _AXE = importlib.util.find_spec("axe_playwright_python")
 
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed: apt-get install chromium")
+
+
+def take(page: Any, name: str) -> None:
+    """A screenshot into the folder that PFUNGST_SCREENSHOTS names, to be looked at; nowhere by default."""
+    folder = os.environ.get("PFUNGST_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
 
 
 def browse(folder: Path, *arguments: str) -> str:

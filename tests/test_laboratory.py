@@ -127,15 +127,20 @@ def test_maps_are_those_of_the_engine_on_the_changed_picture(page: Any, run: Pat
     for told, known in zip(found["maps"], expected, strict=True):
         np.testing.assert_allclose(relevance(told), known, atol=1e-5)
     assert (pixels(found["after"]) == pixels(ask(page, row=roses[0], change="cut:blur", box=CORNER)["before"])).all()
-    assert found["decisions"] == ["leaf", "rose"]
-    assert found["control"] is None
+    assert found["decisions"] == ["leaf", "rose", "rose"]  # before, after, and all of another rose
 
 
 def test_a_corner_pasted_on_a_leaf_speaks_for_the_rose(page: Any, roses: list[int]) -> None:
-    yellow, plain = (
-        ask(page, row=row, onto=0, change="paste", box=CORNER)["scores"][0]["scores"] for row in (roses[0], roses[-1])
-    )
-    assert yellow[1] - yellow[0] > 0.5 > abs(plain[1] - plain[0])
+    """The control is the same corner of a rose that is in no finding of this one."""
+    yellow, plain = (ask(page, row=row, onto=0, change="paste", box=CORNER) for row in (roses[0], roses[-1]))
+    (before, after, control), (_, of_plain, of_yellow) = (one["scores"][0]["scores"] for one in (yellow, plain))
+    assert after - before > 0.5 > max(abs(of_plain - before), abs(control - before))
+    assert of_yellow - before > 0.5
+    assert yellow["ordinary"] in roses[16:]
+    assert plain["ordinary"] in roses[:16]
+    again = ask(page, row=yellow["ordinary"], onto=0, change="paste", box=CORNER)
+    assert again["after"] == yellow["control"]
+    assert ask(page, row=roses[0], change="cut:blur", box=CORNER)["ordinary"] is None
 
 
 @pytest.mark.parametrize("change", ["cut:noise", "cut:blur", "cut:inpaint"])

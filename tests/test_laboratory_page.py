@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import needs_browser, serve
+from browsing import needs_browser, serve, take
 
 from pfungst.store import Run
 from pfungst.viewer.laboratory import Asked
@@ -75,6 +75,8 @@ def test_a_region_is_painted_cut_and_pasted(page: Any, address: str) -> None:
     page.get_by_role("button", name="Paste", exact=True).click()
     result.get_by_role("heading", name="Pasted on sample").wait_for()
     assert "Taken for leaf before" in result.inner_text()
+    assert "of the same class but of no finding of this one" in result.inner_text()
+    take(page, "pasted")
     page.get_by_role("button", name="undo").click()
     assert page.get_by_role("button", name="Cut", exact=True).is_disabled()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import list_barriers, needs_browser, serve, watch_errors
+from browsing import list_barriers, needs_browser, serve, take, watch_errors
 
 from pfungst.judgements import read_judgements, write_judgement
 from pfungst.reports import write_report
@@ -22,8 +21,6 @@ from pfungst.viewer.server import Viewer, make_app
 pytest.importorskip("playwright.sync_api")
 pytestmark = needs_browser
 TOKEN = "a-token-of-this-test"
-# Where screenshots go, to be looked at; nowhere by default.
-SHOTS = os.environ.get("PFUNGST_SCREENSHOTS")
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +51,6 @@ def open_page(browser: Any, address: str, width: int, scheme: str) -> tuple[Any,
     opened.wait_for_selector(".listed")
     opened.wait_for_selector("article .sides .frame")
     return opened, wrong
-
-
-def take(page: Any, name: str) -> None:
-    if SHOTS:
-        page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
 
 
 def current(page: Any) -> str:

@@ -83,7 +83,11 @@ export function Gallery(props: {
               onMouseLeave={() => props.onMark(undefined)}
             >
               <Picture run={run} row={row} look={wanted} map={maps[i]} scale={most} zoom={zoom} onZoom={setZoom} label={told?.id ?? `sample ${row}`}>
-                {told && <figcaption title={told.id}>{tell(told)}</figcaption>}
+                {told && (
+                  <figcaption title={told.id}>
+                    <span class="soft">{row}</span> {tell(told)}
+                  </figcaption>
+                )}
               </Picture>
             </div>
           );

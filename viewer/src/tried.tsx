@@ -23,6 +23,7 @@ export interface Tried {
   before: string;
   after: string;
   control: string | null;
+  ordinary: number | null; // of a paste: the sample whose region is the control
   maps: [string, string] | null;
   seconds: number;
 }
@@ -51,7 +52,8 @@ export function Result(props: { run: number; row: number; tried: Tried; what: st
       </h3>
       <p>
         Taken for <b>{tried.decisions[0]}</b> before, for <b>{tried.decisions[1]}</b> after.{" "}
-        {tried.control && `The same change where relevance is not: ${signed(target.scores[2]! - target.scores[0]!)}, taken for ${tried.decisions[2]}. `}
+        {tried.control &&
+          `${tried.ordinary === null ? "The same change where relevance is not" : `The same region of sample ${tried.ordinary}, of the same class but of no finding of this one`}: ${signed(target.scores[2]! - target.scores[0]!)}, taken for ${tried.decisions[2]}. `}
         <span class="soft">
           {(100 * tried.area).toFixed(1)} % of the picture; {(1000 * props.seconds).toFixed(0)} ms there and back (
           {(1000 * tried.seconds).toFixed(0)} ms of it the model's).

@@ -260,15 +260,19 @@ def _try(
     before = own if change != PASTE else subject.load([onto])
     after = paste(own, before, masks) if change == PASTE else CUTS[change](lab, before, masks)
     asked, maps = _ask(lab, torch.cat([before, after]), chosen, subject.given is None)
-    control = None
-    if change != PASTE and maps is not None:
-        # The same change of a region of the same size and shape where relevance is not.
+    control, ordinary = None, None
+    if change == PASTE:  # the same region of a picture of the class that shares no finding with this one
+        ordinary = draw_ordinary(opened, row)
+        control = None if ordinary is None else paste(subject.load([ordinary]), before, masks)
+    elif maps is not None:  # the same change of a region of the same size and shape where relevance is not
         control = CUTS[change](lab, before, control_masks(masks, maps[:1]))
+    if control is not None:
         asked = torch.cat([asked, lab.ask(control)])
     return {
         "target": chosen,
         "scores": _tell_scores(asked, chosen, subject.classes),
         "decisions": [subject.classes[i] for i in asked.argmax(1).tolist()],
+        "ordinary": ordinary,
         "area": float(mask.mean()),
         "size": list(subject.preprocess.size),
         **{
@@ -278,6 +282,19 @@ def _try(
         "maps": None if maps is None else [_text(one.cpu().numpy().astype("<f4").tobytes()) for one in maps],
         "seconds": time.perf_counter() - begun,
     }
+
+
+def draw_ordinary(opened: OpenRun, row: int) -> int | None:
+    """Another picture that is explained as the same class and taken for it, of no finding that this one is in; by lot,
+    but the same whenever it is asked for.  None where there is none."""
+    target, prediction = (opened.run.read_array(name) for name in ("target", "prediction"))
+    fits = (target == target[row]) & (prediction == target[row]) & (opened.run.read_array("status") == READ)
+    fits[row] = False
+    for members in opened.list_members():
+        if row in members:
+            fits[members] = False
+    left = np.flatnonzero(fits)
+    return int(np.random.default_rng(row).choice(left)) if len(left) else None
 
 
 def _own_class(opened: OpenRun, subject: Subject, row: int) -> int:

@@ -97,6 +97,13 @@ class OpenRun:
             "spectrum": {key: entry.get(key) for key in _SPECTRUM} | tell_spectrum(entry),
         }
 
+    def list_members(self) -> list[list[int]]:
+        """Rows of the members of each finding."""
+        rows = self._rows()
+        return [
+            [rows[one] for one in record["samples"] if one in rows] for record in self.run.read_findings()["findings"]
+        ]
+
     def strategy(self, index: int) -> dict[str, Any] | None:
         """The analysis of a class; None where it was not analysed."""
         entry: dict[str, Any] | None = self.run.read_json(f"classes/{index:04d}.json")
