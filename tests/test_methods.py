@@ -109,6 +109,29 @@ def test_presets_are_lrp_summed_over_channels(model: nn.Module, x: Tensor) -> No
     torch.testing.assert_close(maps, LRP(model, "epsilon-plus")(x, TARGET).scores.sum(1).float())
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("grad-cam:features.0", {"layer": "features.0"}),
+        ("occlusion:3", {"window": 3}),
+        ("integrated-gradients:7", {"steps": 7}),
+        ("smoothgrad:3", {"draws": 3}),
+    ],
+)
+def test_an_option_may_be_part_of_the_name(model: nn.Module, x: Tensor, name: str, option: dict[str, Any]) -> None:
+    method, plain = make_method(name, model), make_method(name.partition(":")[0], model, **option)
+    assert (method.name, method.kind) == (name, "baseline")
+    assert torch.equal(method(x, TARGET), plain(x, TARGET))
+    other: Any = method.of(model)
+    assert torch.equal(other(x, TARGET), method(x, TARGET))
+
+
+@pytest.mark.parametrize("name", ["occlusion:big", "occlusion:", "gradient:3", "random:1", "nothing:1", "auto:3"])
+def test_names_with_wrong_options_are_refused(model: nn.Module, name: str) -> None:
+    with pytest.raises(SettingError):
+        make_method(name, model)
+
+
 def test_smoothgrad_without_noise_is_the_gradient(model: nn.Module, x: Tensor) -> None:
     calm = make_method("smoothgrad", model, noise=0.0, draws=2)(x, TARGET)
     torch.testing.assert_close(calm, make_method("gradient", model)(x, TARGET))

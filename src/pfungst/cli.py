@@ -192,8 +192,9 @@ def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> No
 @click.option(
     "--methods",
     default="",
-    help="Presets of LRP (names, or files NAME.json); gradient, gradient-x-input, guided-backprop, deconvnet, "
-    "grad-cam, integrated-gradients, smoothgrad, occlusion, deeplift. [default: auto,epsilon and the usual ones]",
+    help="Presets of LRP (names or files); gradient, gradient-x-input, guided-backprop, deconvnet, "
+    "grad-cam or grad-cam:LAYER, integrated-gradients:STEPS, smoothgrad:DRAWS, occlusion:PIXELS, deeplift. "
+    "[default: auto,epsilon and the usual ones]",
 )
 @click.option(
     "--measures",

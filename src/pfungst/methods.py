@@ -30,12 +30,14 @@ class Recipe:
     """How a method explains, and what it costs: ``passes`` through the model a picture (a backward pass is one).
 
     ``adds_up``: its map is meant to sum to the score.  ``about``: says of a model and inputs what it chose for itself.
+    ``option``: name and type of what may follow the method's name and a colon.
     """
 
     explain: Explain
     passes: str
     adds_up: bool = False
     about: Callable[..., str] | None = None
+    option: tuple[str, type] | None = None
 
 
 BASELINES: dict[str, Recipe] = {
@@ -43,10 +45,10 @@ BASELINES: dict[str, Recipe] = {
     "gradient-x-input": Recipe(baselines.gradient_x_input, "2", True),
     "guided-backprop": Recipe(baselines.guided_backprop, "2"),
     "deconvnet": Recipe(baselines.deconvnet, "2"),
-    "grad-cam": Recipe(baselines.grad_cam, "2", about=baselines.tell_layer),
-    "integrated-gradients": Recipe(baselines.integrated_gradients, "100", True),
-    "smoothgrad": Recipe(baselines.smoothgrad, "50"),
-    "occlusion": Recipe(baselines.occlusion, "170"),
+    "grad-cam": Recipe(baselines.grad_cam, "2", about=baselines.tell_layer, option=("layer", str)),
+    "integrated-gradients": Recipe(baselines.integrated_gradients, "100", True, option=("steps", int)),
+    "smoothgrad": Recipe(baselines.smoothgrad, "50", option=("draws", int)),
+    "occlusion": Recipe(baselines.occlusion, "170", option=("window", int)),
     "deeplift": Recipe(baselines.deeplift, "4", True),
 }
 CONTROLS: dict[str, Recipe] = {
@@ -92,7 +94,8 @@ def make_method(which: str | Path | Preset, model: Any, *, bounds: Any = None, *
     """The method of that name (``METHODS``), or of a preset or preset file, for this model.
 
     ``bounds``: (low, high) of the inputs, for presets with z^B.  ``options``: of the method, such as ``layer`` of
-    grad-cam, ``window`` of occlusion, ``steps`` of integrated-gradients, or those of ``LRP``.
+    grad-cam, ``window`` of occlusion, ``steps`` of integrated-gradients, ``draws`` of smoothgrad, or those of ``LRP``.
+    One of these four may be part of the name: "grad-cam:layer3", "occlusion:16".
     Raises SettingError for a name or an option that there is not.
     """
     if isinstance(which, Preset) or is_preset_file(which) or which in PRESETS:
@@ -104,19 +107,30 @@ def make_method(which: str | Path | Preset, model: Any, *, bounds: Any = None, *
             return _Relevance(LRP(model, chosen, bounds=bounds, **options))
 
     else:
-        known = {**BASELINES, **CONTROLS}
-        if which not in known:
+        name, known = str(which), {**BASELINES, **CONTROLS}
+        plain, colon, value = name.partition(":")
+        if plain not in known:
             raise SettingError(f"there is no method {which!r}", f"the methods are {', '.join(METHODS)}")
-        name = str(which)
-        recipe = known[name]
+        recipe = known[plain]
+        if colon:
+            options = {**options, **_read_option(name, recipe, value)}
         passes, adds_up = recipe.passes, recipe.adds_up
-        kind = "control" if name in CONTROLS else "baseline"
+        kind = "control" if plain in CONTROLS else "baseline"
         about = None if recipe.about is None else functools.partial(recipe.about, model, **options)
 
         def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
             return functools.partial(recipe.explain, model, **options)
 
     return Method(name, kind, make(model), passes, make, adds_up=adds_up, about=about)
+
+
+def _read_option(name: str, recipe: Recipe, value: str) -> dict[str, Any]:
+    if recipe.option is None:
+        raise SettingError(f"{name!r}: this method takes nothing after a colon", "give its name alone")
+    word, kind = recipe.option
+    if not value or (kind is int and not value.isdecimal()):
+        raise SettingError(f"{name!r}: {word} is {value!r}", f"give {'a number' if kind is int else 'a module'}")
+    return {word: kind(value)}
 
 
 @dataclass(frozen=True)
