@@ -30,7 +30,7 @@ from pfungst.quality.questions import Question, Scores, ask, choose_chunk, proba
 
 FILLS = ("mean", "zero", "uniform", "blur", "low")
 FOLLOWED = 32  # pictures that are followed at once
-KEPT = 128 * 1024 * 1024  # values of layers that are kept at once where steps are followed: half a gigabyte
+KEPT = 160 * 1024 * 1024  # values of layers that are kept at once where steps are followed: 640 MiB
 ORDERS = ("most", "least", "random")
 
 
