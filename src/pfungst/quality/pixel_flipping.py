@@ -177,12 +177,10 @@ def _ask_steps(question: Question, replacement: Tensor, ranks: Tensor, ends: Ten
 
 
 def _follow_steps(
-    question: Question, replacement: Tensor, ranks: Tensor, turn: Tensor, plan: Increments, region: int, columns: int
+    question: Question, replacement: Tensor, ranks: Tensor, turn: Tensor, plan: Increments, region: int, across: int
 ) -> tuple[Tensor, Tensor]:
-    """The same where each step replaces one region, ``turn`` (n, steps): its number in the grid."""
-    x = question.x
-    height, width = x.shape[2:]
-    replacement = replacement.expand_as(x)
+    """The same where each step replaces one region: ``turn`` (n, steps), its number in a grid ``across`` wide."""
+    x, replacement = question.x, replacement.expand_as(question.x)
     inside = np.arange(region)
     parts = []
     for part in torch.arange(len(x)).split(max(1, min(FOLLOWED, KEPT // plan.floats))):
@@ -191,18 +189,18 @@ def _follow_steps(
         for step in range(turn.shape[1]):
             number = turn[part, step].numpy()
             # A region that the picture's edge cuts off: the box that ends there, with what else lies in it.
-            tops = np.minimum(number // columns * region, height - region)
-            lefts = np.minimum(number % columns * region, width - region)
-            here = part[:, None, None], (tops[:, None] + inside)[:, :, None], (lefts[:, None] + inside)[:, None]
-            now = (ranks[here] <= step)[..., None]
-            rows, columns_ = here[1], here[2]
-            patch = torch.where(now, replacement[here[0], :, rows, columns_], x[here[0], :, rows, columns_])
+            tops = np.minimum(number // across * region, x.shape[2] - region)
+            lefts = np.minimum(number % across * region, x.shape[3] - region)
+            picture, rows = part[:, None, None], (tops[:, None] + inside)[:, :, None]
+            columns = (lefts[:, None] + inside)[:, None]
+            now = (ranks[picture, rows, columns] <= step)[..., None]
+            patch = torch.where(now, replacement[picture, :, rows, columns], x[picture, :, rows, columns])
             outputs.append(answers.change(patch.permute(0, 3, 1, 2), tops, lefts))
         parts.append(torch.stack(outputs, 1))
-    outputs_ = torch.cat(parts)
+    found = torch.cat(parts)
     index = question.target[:, None, None].expand(-1, turn.shape[1], 1)
-    chances = probabilities(outputs_.flatten(0, 1)).view_as(outputs_)
-    return chances.gather(2, index)[..., 0], outputs_.gather(2, index)[..., 0]
+    chances = probabilities(found.flatten(0, 1)).view_as(found)
+    return chances.gather(2, index)[..., 0], found.gather(2, index)[..., 0]
 
 
 def area(curve: Tensor, shares: Tensor) -> Tensor:
