@@ -125,6 +125,27 @@ def test_verdicts(changed: list[Evidence], p: float, suspicion: float, verdict: 
     assert result.evidence == _verdict(*changed).evidence
 
 
+@pytest.mark.parametrize(
+    ("undo", "apply", "verdict", "reason"),
+    [
+        (_evidence("undo", -4.0), _evidence("apply", 4.0), "confirmed", "undoing and applying it both work"),
+        (_evidence("undo", 0.5), _evidence("apply", 4.0), "open", r"^applied .*\(\+4\.00\).*\(undo: at most \+0\.50"),
+        (_evidence("undo", 0.5), _evidence("apply", 1.9), "refuted", r"^undo: at most \+0\.50"),  # may be 0.9
+        (_evidence("undo", 0.5), _evidence("apply", 4.0, control=5.0), "refuted", "^undo"),  # mostly the control's
+        (_evidence("undo", -4.0), _evidence("apply", -0.5), "refuted", r"^apply: at most \+0\.50"),
+        (_evidence("undo", -0.8), _evidence("apply", 4.0), "open", "too small to count in undo"),
+    ],
+)
+def test_a_property_that_works_where_it_is_put_is_not_refuted(
+    undo: Evidence, apply: Evidence, verdict: str, reason: str
+) -> None:
+    """Members that keep their score without it have other evidence; that is no proof that the model ignores it."""
+    whole = Verdict("open", 1.0, 10.0, Region("whole", "blockiness", 1.0), (undo, apply), "")
+    result = judge(whole, Standard(), 0.01, 0.9)
+    assert result.verdict == verdict
+    assert re.search(reason, result.reason)
+
+
 def test_without_pastes_a_finding_stays_open() -> None:
     cuts = replace(_verdict(), evidence=_verdict().evidence[:3])
     (result,) = correct([cuts], [0.9], Standard())

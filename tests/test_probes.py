@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +16,16 @@ from rich.console import Console
 from scipy.stats import binom
 
 import pfungst
+from pfungst import verdicts
 from pfungst.alterations import Alteration
 from pfungst.domains.preprocessing import Preprocess
-from pfungst.evidence import Standard, correct
+from pfungst.evidence import Evidence, Standard, Verdict, correct
 from pfungst.findings import jaccard
 from pfungst.maps import make_laboratory
 from pfungst.probes import Tail, _try_tails, find_tails, find_valley, measure_excess
 from pfungst.properties import SEEN
+from pfungst.regions import Region
+from pfungst.settings import Settings
 from pfungst.strategies import Candidate, _merge
 from pfungst.terminal import tabulate_findings
 from pfungst.verdicts import as_tested, make_case, try_candidate
@@ -206,3 +211,30 @@ def test_groups_found_in_several_ways_are_one() -> None:
     assert merged[0].shown_in == "where"
     alone = candidate(rows[:9], 0.6, "property:colour")
     assert (alone.shown_in, alone.by_property, seen.by_property) == ("where", True, False)
+
+
+@pytest.mark.parametrize(("cut", "kept"), [(0.5, "blockiness"), (-0.9, None)])
+def test_a_property_that_suffices_goes_before_a_region_that_is_refuted(
+    cut: float, kept: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not before one that is open."""
+
+    def evidence(test: str, effect: float) -> Evidence:
+        return Evidence(test, 30, effect, 0.0, effect, (effect - 0.3, effect + 0.3), 0.001, 0.0, 0.0, 0.0)
+
+    places = [evidence(name, 5.0) for name in ("paste:same place", "paste:ordinary evidence")]
+    cuts = [evidence("cut:colour", cut), evidence("cut:exchange", -5.0)]
+    region = Verdict("open", 1.0, 10.0, Region("fixed", "pixels", 0.04), (*cuts, *places), "")
+    pair = evidence("undo", 0.5), evidence("apply", 4.0)
+    whole = Verdict("open", 1.0, 10.0, Region("whole", "blockiness", 1.0), pair, "")
+    monkeypatch.setattr(verdicts, "examine", lambda *_, **__: region)
+    monkeypatch.setattr(verdicts, "examine_alteration", lambda *_, **__: whole)
+    subject: Any = SimpleNamespace(settings=Settings(), preprocess=None)
+    none = np.zeros(0, int)
+    candidate = Candidate(0, none, none, 0.4, ("where", "property:blockiness"), asdict(Alteration("blockiness", 3.0)))
+    nothing: Any = None
+    found, alteration, before, tries = try_candidate(nothing, subject, nothing, nothing, candidate)
+    assert (alteration or {}).get("property") == kept
+    assert found is (whole if kept else region)
+    assert (before is None) == (kept is None)
+    assert tries == 2

@@ -137,6 +137,12 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
         most = max(sign * end for end in evidence.interval)
         if most < least:
             reason = f"{evidence.test}: at most {most:+.2f} in favour, {least:.2f} is the least that counts"
+            if evidence.test == "undo" and suffices(verdict, standard):
+                reason = (
+                    f"applied to pictures of other classes, it raises the score ({tests['apply'].effect:+.2f}); the "
+                    f"members keep theirs without it, they have other evidence, too ({reason})"
+                )
+                return replace(verdict, verdict="open", p=p, reason=reason)
             return replace(verdict, verdict="refuted", p=p, reason=reason)
     ordinary = tests["apply" if whole else "paste:ordinary evidence"]
     if ordinary.interval[1] < 0:
@@ -161,6 +167,15 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
         return replace(verdict, verdict="confirmed", p=p, reason=reason)
     reason = f"corrected p = {p:.2g}" + (f"; effect too small to count in {', '.join(weak)}" if weak else "")
     return replace(verdict, verdict="open", p=p, reason=reason)
+
+
+def suffices(verdict: Verdict, standard: Standard) -> bool:
+    """Whether a property of whole pictures certainly speaks for the class wherever it is put, beyond its control."""
+    applied = next((evidence for evidence in verdict.evidence if evidence.test == "apply"), None)
+    if applied is None:
+        return False
+    least = standard.min_share * max(verdict.distance, 0)
+    return applied.interval[0] >= max(least, 1e-12) and applied.effect >= standard.min_own * applied.treated
 
 
 def correct(

@@ -15,7 +15,7 @@ from pfungst import heatmaps
 from pfungst.alterations import Alteration
 from pfungst.assignments import thin
 from pfungst.cuts import fill_colour, paste
-from pfungst.evidence import Evidence, Standard, Verdict, correct, describe_verdict
+from pfungst.evidence import Evidence, Standard, Verdict, correct, describe_verdict, suffices
 from pfungst.heatmaps import encode_png
 from pfungst.interventions import Case, Samples, examine, observe
 from pfungst.maps import Progress, Subject, make_laboratory
@@ -120,9 +120,9 @@ def try_candidate(
     most of the picture, is tried by a property, if it is clearly apart: the relevance of tinted pictures is alike too;
     by its own, if it was found by one as well, and by what sets it apart.
     A group found by a property that does not explain it is tried by a region: a border is a property, too; and, if it
-    is clearly apart, by what else sets it apart.  Returns
-    the verdict, the alteration it is about (None: a region), what was said of the cause tried before it, if any, and
-    how many were tried.
+    is clearly apart, by what else sets it apart.  Where nothing is confirmed, a property that suffices goes before a
+    region that is refuted.  Returns the verdict, the alteration it is about (None: a region), what was said of a cause
+    tried before it, if any, and how many were tried.
     """
     settings, standard, suspicion = subject.settings, make_standard(subject.settings), candidate.suspicion
 
@@ -154,12 +154,15 @@ def try_candidate(
     if told(region).verdict == "confirmed" and region.region.area < _MOST_OF_IT:
         return region, None, None, 1
     causes = itertools.chain([alteration] if alteration is not None else [], sought())
+    kept: tuple[Verdict, dict[str, Any] | None, str | None] = region, None, None
     tries = 1
     for tries, cause in enumerate(causes, 2):
         whole = alter(cause)
         if told(whole, tries).verdict == "confirmed":
             return whole, asdict(cause), told(region).reason, tries
-    return region, None, None, tries
+        if kept[0] is region and suffices(whole, standard) and told(region).verdict == "refuted":
+            kept = whole, asdict(cause), told(region).reason
+    return *kept, tries
 
 
 def _seek(run: Run, subject: Subject, lab: Laboratory, case: Case, candidate: Candidate) -> Iterator[Alteration]:
