@@ -27,7 +27,7 @@ from pfungst.errors import RunError
 from pfungst.models import LoadedModel, load_model
 from pfungst.pipeline import STAGES
 from pfungst.properties import FILED, NAMES, SEEN
-from pfungst.store import Run
+from pfungst.store import Run, _differences
 
 QUICK = {"min_size": 100}  # too few pictures for groups, so that an audit is over at once
 
@@ -431,3 +431,17 @@ def test_model_images_and_global_state_are_unchanged(grad: bool, small: Small, t
         result = pfungst.audit(loaded.module, small.photos, out=tmp_path / "run", **settings)
         assert [finding.verdict for finding in result.findings] == ["confirmed"]
         assert (torch_state(), module_state(loaded.module), state(small.root)) == before
+
+
+def test_what_differs_in_long_settings_is_told() -> None:
+    rows = "epsilon-plus [convolution/anywhere/*: ZPlus(); dense/anywhere/*: Epsilon(epsilon=1e-06); "
+    known, now = ({"preset": f"{rows}pre_activation={form}, max_pool=winner]"} for form in ("threshold", "switch"))
+    (told,) = _differences(known, now)
+    before, after = told.removeprefix("preset was ").split(", is now ")
+    assert "pre_activation=threshold" in before
+    assert "pre_activation=switch" in after
+    assert len(told) < 120
+    assert list(_differences({"seed": 0, "a": {"b": "x" * 60}}, {"seed": 1, "a": {"b": "y"}})) == [
+        "seed was 0, is now 1",
+        f"a.b was '{'x' * 39}..., is now 'y'",
+    ]

@@ -364,12 +364,23 @@ def _differences(known: Mapping[str, Any], now: Mapping[str, Any], at: str = "")
         if isinstance(value, dict) and isinstance(before, dict):
             yield from _differences(before, value, f"{at}{key}.")
         elif value != before:
-            yield f"{at}{key} was {_short(before)}, is now {_short(value)}"
+            was, is_now = _parting(repr(before), repr(value))
+            yield f"{at}{key} was {was}, is now {is_now}"
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:18] + "..." + text[-18:]
+def _parting(one: str, other: str, most: int = 40) -> tuple[str, str]:
+    """Two texts that differ; long ones cut to ``most`` characters, from a little before they do."""
+    ends = min(len(one), len(other))
+    same = next((i for i in range(ends) if one[i] != other[i]), ends)
+    first = max(0, same - most // 2)
+    return _cut(one, first, most), _cut(other, first, most)
+
+
+def _cut(text: str, first: int, most: int) -> str:
+    if len(text) <= most:
+        return text
+    part = text[first : first + most]
+    return f"{'...' * (first > 0)}{part}{'...' * (first + most < len(text))}"
 
 
 def _plain(value: Any) -> Any:
