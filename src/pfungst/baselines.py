@@ -19,16 +19,15 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pfungst.errors import RelevanceError, SettingError, need
-from pfungst.lrp.modules import as_written, first_tensor, module_paths, visiting
-from pfungst.lrp.targets import Target, begin, check_output, choose_output
+from pfungst.lrp.modules import ask_model, first_tensor, module_paths, visiting
+from pfungst.lrp.targets import Target, begin
 
 Model = Callable[[Tensor], Any]
 
 
 def score(model: Model, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     """(Σ c y, f), both (n,): the first has the gradient of the target, the second is its value."""
-    with as_written():
-        output = check_output(choose_output(model(x), len(x)), len(x))
+    output = ask_model(model, x)
     start = begin(target, output.detach())
     return (start.c * output).flatten(1).sum(1), start.explained
 
@@ -221,7 +220,7 @@ def deeplift(model: nn.Module, x: Tensor, target: Target) -> Tensor:
     """
     attr = need("captum.attr", "methods", "DeepLIFT comes from captum, which is not installed")
     with torch.no_grad():
-        output = check_output(choose_output(model(x), len(x)), len(x))
+        output = ask_model(model, x)
     index = begin(target, output).index
     if not isinstance(index, Tensor):
         raise SettingError("DeepLIFT explains one output of each sample", "give indices as the target")

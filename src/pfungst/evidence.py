@@ -132,7 +132,7 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
         return replace(verdict, verdict="open", p=p, reason="there are no pictures of other classes to paste on")
     needed = required(verdict)
     signs = [-1 if evidence.test.startswith(("cut", "undo")) else 1 for evidence in needed]
-    least = standard.min_share * max(verdict.distance, 0)
+    least = _least(verdict, standard)
     for evidence, sign in zip(needed, signs, strict=True):
         most = max(sign * end for end in evidence.interval)
         if most < least:
@@ -169,13 +169,20 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
     return replace(verdict, verdict="open", p=p, reason=reason)
 
 
+def _least(verdict: Verdict, standard: Standard) -> float:
+    """The least effect that counts."""
+    return standard.min_share * max(verdict.distance, 0)
+
+
 def suffices(verdict: Verdict, standard: Standard) -> bool:
     """Whether a property of whole pictures certainly speaks for the class wherever it is put, beyond its control."""
     applied = next((evidence for evidence in verdict.evidence if evidence.test == "apply"), None)
     if applied is None:
         return False
-    least = standard.min_share * max(verdict.distance, 0)
-    return applied.interval[0] >= max(least, 1e-12) and applied.effect >= standard.min_own * applied.treated
+    return (
+        applied.interval[0] >= max(_least(verdict, standard), 1e-12)
+        and applied.effect >= standard.min_own * applied.treated
+    )
 
 
 def correct(

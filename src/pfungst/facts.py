@@ -69,7 +69,7 @@ def tell_finding(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
         **tell_head(record),
         "chart": draw_effects(record["evidence"], DECIDE),
         "drawn": _list_drawn(kind),
-        "experiment": list_experiment(run, f"findings/{record['id']}", kind),
+        "experiment": list_experiment(run, folder_of(record), kind),
         "again": list_again(run, record),
         "facts": tell_facts(record),
     }

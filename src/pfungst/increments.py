@@ -26,7 +26,7 @@ from pfungst.boxes import Box, Window, list_places
 from pfungst.lrp.calls import as_tuple, bound, out_of_place
 from pfungst.lrp.functions import plain_name
 from pfungst.lrp.marks import map_tensors
-from pfungst.lrp.modules import as_written
+from pfungst.lrp.modules import as_written, ask_model
 from pfungst.lrp.targets import check_output, choose_output
 
 WORTH = 0.6  # share of the work of a whole pass up to which steps are followed
@@ -113,7 +113,8 @@ def plan_increments(model: Callable[[Tensor], Any], x: Tensor, height: int, widt
             if answers.lost or share > 1.2 * WORTH:
                 return None
             if number <= 4 or number == TRIED:
-                expected = _ask(model, changed)
+                with torch.inference_mode():
+                    expected = ask_model(model, changed)
                 if not torch.allclose(found, expected, rtol=0, atol=SAME * max(1e-6, float(expected.abs().max()))):
                     return None
     except Exception:  # of whatever kind: the model is then asked as a whole, and says itself what is wrong with it
@@ -156,7 +157,7 @@ class Answers:
     def change(self, patch: Tensor, tops: np.ndarray, lefts: np.ndarray) -> Tensor:
         """Outputs (n, classes) once ``patch`` (n, C, h, w) stands at these rows and columns, (n,) each; it stays."""
         box = Box(tops, lefts, *patch.shape[2:])
-        x = Followed.make(self, patch.new_empty(()).expand(self._size(0)), 0, patch=patch, box=box)
+        x = Followed.make(self, patch.new_empty(()).expand(self.pictures.shape), 0, patch=patch, box=box)
         self.write(0, patch, box)
         return self._run(x)
 
@@ -168,7 +169,7 @@ class Answers:
     def _run(self, x: Tensor) -> Tensor:
         """One pass, of what is followed or of whole pictures that are to be."""
         self.number = 0
-        whole = self.pictures[self.part] if self.first else self.pictures
+        whole = self.pictures if isinstance(x, Followed) else x
         if not self.lost:
             followed = x if isinstance(x, Followed) else Followed.make(self, x, 0, full=x)
             try:
@@ -183,11 +184,7 @@ class Answers:
                 return self._begin(self.states[0])
             except _Lost as error:
                 self.lost = str(error)
-        return _ask(self.model, whole)
-
-    def _size(self, number: int) -> tuple[int, int, int, int]:
-        n, height, width, channels = self.states[number].shape
-        return n, channels, height, width
+        return ask_model(self.model, whole)
 
     # ---- what is kept ------------------------------------------------------------------------------------------
 
@@ -470,8 +467,3 @@ class _Call:
         self.answers.write(number, patch, box)
         like = patch.new_empty(()).expand(size)
         return Followed.make(self.answers, like, number, patch=patch, box=box)
-
-
-def _ask(model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-    with torch.inference_mode(), as_written():
-        return check_output(choose_output(model(x), len(x)), len(x))

@@ -19,7 +19,7 @@ import numpy as np
 
 from pfungst.errors import RunError, SettingError
 from pfungst.findings import SAME, jaccard
-from pfungst.own_groups import as_finding, list_own, read_own
+from pfungst.own_groups import as_finding, list_own
 from pfungst.store import JUDGEMENTS, Run, timestamp, writing
 
 ANSWERS = ("cheat", "legitimate", "unsure")
@@ -99,9 +99,9 @@ def find_record(run: Run, finding: str) -> dict[str, Any]:
 
 def find_any(run: Run, finding: str) -> dict[str, Any]:
     """The entry with this id, or a person's own finding of this name, which has ``own``.  RunError if there is none."""
-    own = [record["name"] for record in list_own(run)]
+    own = {record["name"]: record for record in list_own(run)}
     if finding in own:
-        return as_finding(read_own(run, finding))
+        return as_finding(own[finding])
     try:
         return find_record(run, finding)
     except RunError as error:

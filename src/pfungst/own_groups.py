@@ -92,7 +92,7 @@ def as_finding(record: dict[str, Any]) -> dict[str, Any]:
 
     Before it was tested it is open, and has no ``evidence``.
     """
-    count = len(record["samples"])
+    count, note = len(record["samples"]), f": {record['note']}" if record["note"] else ""
     head = {
         "id": record["name"],
         "own": True,
@@ -100,13 +100,9 @@ def as_finding(record: dict[str, Any]) -> dict[str, Any]:
         "class_index": record["class_index"],
         "size": count,
         "samples": record["samples"],
-        "summary": f"{count} pictures of {record['class']} that a person picked" + _note(record["note"]),
+        "summary": f"{count} pictures of {record['class']} that a person picked{note}",
     }
     return {**head, **(record["result"] or {"verdict": "open", "reason": "not tested yet"})}
-
-
-def _note(note: str) -> str:
-    return f": {note}" if note else ""
 
 
 def _read_ids(run: Run) -> list[str]:

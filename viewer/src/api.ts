@@ -2,6 +2,7 @@
 
 export type Verdict = "confirmed" | "open" | "refuted";
 export type Answer = "cheat" | "legitimate" | "unsure" | "withdrawn";
+export const ANSWERS: Answer[] = ["cheat", "legitimate", "unsure"];
 
 export interface Overview {
   name: string;

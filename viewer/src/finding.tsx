@@ -1,7 +1,7 @@
 // The page of one finding: pictures of members beside others, evidence, and what a person needs to decide.
 
 import { useEffect, useState } from "preact/hooks";
-import { findingUrl, get, lastAnswer, post, type Answer, type Finding, type Judgement, type Listed } from "./api";
+import { ANSWERS, findingUrl, get, lastAnswer, post, type Answer, type Finding, type Judgement, type Listed } from "./api";
 import { ModeButtons, Pager, PaletteChoice, readLook } from "./look";
 import { Picture, scaleOf, useMaps, usePalettes, WHOLE, type Look } from "./pictures";
 import { go, type State } from "./state";
@@ -45,7 +45,7 @@ export function FindingPage(props: {
       <p class="summary">{listed.summary}</p>
       {listed.rule && <p class="soft">{listed.rule}</p>}
       <div class="line judging" role="group" aria-label="Your judgement">
-        {(["cheat", "legitimate", "unsure"] as Answer[]).map((what) => (
+        {ANSWERS.map((what) => (
           <button type="button" aria-pressed={answer === what} onClick={() => props.onAnswer(what)}>
             {what} <kbd>{what[0]}</kbd>
           </button>

@@ -1,11 +1,9 @@
 // Findings of one's own: a group of samples, kept in the run folder, and tested as those of the audit are.
 
 import { useEffect, useState } from "preact/hooks";
-import { get, lastAnswer, post, remove, sampleUrl, type Answer, type Evidence, type Finding, type Judgement, type Overview, type Verdict } from "./api";
+import { ANSWERS, get, lastAnswer, post, remove, sampleUrl, type Evidence, type Finding, type Judgement, type Overview, type Verdict } from "./api";
 import { Proof, Said } from "./finding";
 import type { Model } from "./lab";
-
-const ANSWERS: Answer[] = ["cheat", "legitimate", "unsure"];
 
 interface Own {
   name: string;

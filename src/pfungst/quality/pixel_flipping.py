@@ -86,6 +86,8 @@ def flip(
     before = question.outputs
     single = bool((ends[1:] - ends[:-1] == 1).all()) and x.device.type == "cpu"
     plan = plan_increments(question.model, x[:1], region, region) if single else None
+    if plan is not None and not plan.pays(min(len(x), FOLLOWED)):
+        plan = None
     repeated = draws if fill == "uniform" else 1
     for draw in range(draws):
         replacement = _replacement(question, fill, draw)
@@ -94,7 +96,7 @@ def flip(
                 continue
             places = _places(x, sums, order, draw)
             ranks = _spread(places, region, rows, columns, height, width, count)
-            if plan is None or not plan.pays(min(len(x), FOLLOWED)):
+            if plan is None:
                 found[order].append(_ask_steps(question, replacement, ranks, ends[1:]))
             else:
                 turn = places.argsort(1)[:, :steps]

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pfungst.baselines import sum_content
 from pfungst.errors import SettingError
-from pfungst.lrp.modules import as_written
-from pfungst.lrp.targets import check_output, choose_output
+from pfungst.lrp.modules import ask_model
 from pfungst.methods import Method
 
 MASKS, METHOD = "masks", "method"
@@ -107,10 +106,7 @@ def choose_chunk(x: Tensor) -> int:
 @torch.inference_mode()
 def ask(model: Callable[[Tensor], Any], x: Tensor, chunk: int | None = None) -> Tensor:
     """The model's outputs, (n, classes), asked in chunks."""
-    with as_written():
-        parts = [
-            check_output(choose_output(model(part), len(part)), len(part)) for part in x.split(chunk or choose_chunk(x))
-        ]
+    parts = [ask_model(model, part) for part in x.split(chunk or choose_chunk(x))]
     output = parts[0] if len(parts) == 1 else torch.cat(parts)
     if output.dim() != 2:
         raise SettingError(f"outputs of shape {tuple(output.shape)}", "measures need a classifier: (n, classes)")

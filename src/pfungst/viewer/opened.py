@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +92,20 @@ class OpenRun:
         return {
             **record,
             **tell_finding(self.run, record),
-            "rows": [rows[sample] for sample in record["samples"] if sample in rows],
+            "rows": self._locate(record["samples"]),
             "exemplars": [rows.get(one["sample"]) for one in record["exemplars"]],
-            **{role: [rows[one] for one in record[role] if one in rows] for role in ("central", "rim", "nearest")},
+            **{role: self._locate(record[role]) for role in ("central", "rim", "nearest")},
             "spectrum": {key: entry.get(key) for key in _SPECTRUM} | tell_spectrum(entry),
         }
 
     def list_members(self) -> list[list[int]]:
         """Rows of the members of each finding."""
+        return [self._locate(record["samples"]) for record in self.run.read_findings()["findings"]]
+
+    def _locate(self, names: Iterable[str]) -> list[int]:
+        """Rows of samples that findings name, by id."""
         rows = self._rows()
-        return [
-            [rows[one] for one in record["samples"] if one in rows] for record in self.run.read_findings()["findings"]
-        ]
+        return [rows[one] for one in names if one in rows]
 
     def strategy(self, index: int) -> dict[str, Any] | None:
         """The analysis of a class; None where it was not analysed."""
