@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 import tempfile
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from cues import CUES
-from networks import ConvNet, ViT, ask, mix_contents, train
+from networks import ConvNet, ViT, ask, mix_contents, read_network, train, write_network
 from pictures import Pictures, read_pictures
 from PIL import Image
 from rivals import RIVALS, Answer, Question
@@ -50,12 +51,26 @@ class Trial:
     keep: Path | None = None  # where pictures and run folder stay; None: they are removed
 
 
-def run_cell(setting: Setting, trial: Trial) -> dict[str, Any]:
-    """The cell's record, ready for JSON."""
+def train_cells(settings: Sequence[Setting], trial: Trial, networks: Path) -> None:
+    """Train the networks of cells that differ in cue and prevalence only, side by side, and keep their weights."""
+    one = settings[0]
+    pictures = read_pictures(one.data, trial.share)
+    sets = [plant(setting, trial.share) for setting in settings]
+    found = train(one.network, np.stack([training for _, _, training, _ in sets]), sets[0][3], pictures.classes,
+                  trial.device, one.seed, trial.steps)  # fmt: skip
+    for setting, model in zip(settings, found, strict=True):
+        write_network(model, networks / f"{setting.name}.safetensors")
+
+
+def run_cell(setting: Setting, trial: Trial, networks: Path) -> dict[str, Any]:
+    """The cell's record, ready for JSON.  Its network is read from the folder ``networks``, or trained and kept."""
     start = time.perf_counter()
     pictures = read_pictures(setting.data, trial.share)
-    images, planted, training, labels = plant(pictures, setting)
-    model = train(setting.network, training, labels, pictures.classes, trial.device, setting.seed, trial.steps)
+    images, planted, *_ = plant(setting, trial.share)
+    weights = networks / f"{setting.name}.safetensors"
+    if not weights.exists():
+        train_cells([setting], trial, networks)
+    model = read_network(setting.network, weights, pictures.classes, trial.device)
     trained = time.perf_counter()
     predicted = ask(model, images, trial.device).argmax(1).numpy()
     held = ask(model, pictures.held_images, trial.device).argmax(1).numpy()
@@ -79,17 +94,29 @@ def run_cell(setting: Setting, trial: Trial) -> dict[str, Any]:
     return record
 
 
-def plant(pictures: Pictures, setting: Setting) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def plant(setting: Setting, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The pictures with the cue, the rows that have it, and the training pictures (contents mixed) with labels."""
-    rng = np.random.default_rng([setting.seed, 1])
-    members = np.flatnonzero(pictures.labels == pictures.planted)
-    planted = np.sort(rng.permutation(members)[: round(setting.prevalence / 100 * len(members))])
-    versions = np.concatenate([pictures.images[None], mix_contents(pictures.images, 3, rng)])
+    pictures = read_pictures(setting.data, share)
+    order, mixed, state = _mix(setting.data, share, setting.seed)
+    rng = np.random.default_rng()
+    rng.bit_generator.state = state
+    planted = np.sort(order[: round(setting.prevalence / 100 * len(order))])
+    versions = mixed.copy()
     for images in versions:
         for row in planted:
             images[row] = CUES[setting.cue](images[row], rng)
     training = versions.reshape(-1, *pictures.images.shape[1:])
     return versions[0], planted, training, np.tile(pictures.labels, len(versions))
+
+
+@functools.lru_cache(maxsize=2)
+def _mix(data: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """What all cues have in common: the order in which rows get the cue, all versions of the pictures, the draws."""
+    pictures = read_pictures(data, share)
+    rng = np.random.default_rng([seed, 1])
+    order = rng.permutation(np.flatnonzero(pictures.labels == pictures.planted))
+    versions = np.concatenate([pictures.images[None], mix_contents(pictures.images, 3, rng)])
+    return order, versions, dict(rng.bit_generator.state)
 
 
 def measure_use(model: ConvNet | ViT, pictures: Pictures, setting: Setting, device: str) -> dict[str, Any]:

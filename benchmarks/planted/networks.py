@@ -8,12 +8,16 @@ whatever else tells the class counts.
 
 from __future__ import annotations
 
+import copy
 import itertools
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pfungst.domains.preprocessing import Preprocess
 
@@ -99,30 +103,69 @@ def mix_contents(pictures: np.ndarray, variants: int, rng: np.random.Generator) 
 
 
 def train(network: str, pictures: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], device: str, seed: int,
-          steps: int | None = None) -> ConvNet | ViT:  # fmt: skip
-    """A network in eval mode on ``device``, with its preprocessing and class names."""
+          steps: int | None = None) -> list[ConvNet | ViT]:  # fmt: skip
+    """Networks in eval mode on ``device``, with preprocessing and class names: one for each set of pictures.
+
+    pictures, labels   (sets, n, 64, 64, 3) uint8, (n,): sets that differ in the cue that was planted
+
+    They are trained side by side, as many networks in one pass, for a small network alone leaves most of a GPU idle.
+    All begin with the same weights and see the same rows in the same order, so that each is what it would be alone.
+    """
     torch.manual_seed(seed)
-    model = NETWORKS[network](len(classes)).to(device)
-    inputs, targets = torch.from_numpy(pictures).to(device), torch.from_numpy(labels).to(device)
-    weights = 1 / torch.bincount(targets).float()[targets]
+    model = NETWORKS[network](len(classes))
     steps = steps or model.steps
-    optimiser = torch.optim.AdamW(model.parameters(), lr=model.rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, model.rate, total_steps=steps)
+    targets = torch.from_numpy(labels)
+    weights = 1 / torch.bincount(targets).float()[targets]
     batches = torch.multinomial(weights, steps * BATCH, replacement=True).reshape(steps, BATCH)
-    for rows, (dy, dx) in zip(batches, torch.randint(-2, 3, (steps, 2)).tolist(), strict=True):
-        x = _scale(inputs[rows]).roll((dy, dx), (2, 3))
-        loss = functional.cross_entropy(model(x), targets[rows], label_smoothing=0.05)
+    shifts = torch.randint(-2, 3, (steps, 2)).tolist()
+    models = [copy.deepcopy(model).to(device) for _ in pictures]
+    state, buffers = torch.func.stack_module_state(models)  # type: ignore[arg-type]
+    inputs, targets, batches = torch.from_numpy(pictures).to(device), targets.to(device), batches.to(device)
+    optimiser = torch.optim.AdamW(state.values(), lr=model.rate, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, model.rate, total_steps=steps)
+
+    def loss_of(state: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        logits = torch.func.functional_call(models[0], (state, buffers), (x,))
+        return functional.cross_entropy(logits, y, label_smoothing=0.05)
+
+    losses_of = torch.func.vmap(loss_of, in_dims=(0, 0, 0, None))
+    for rows, (dy, dx) in zip(batches, shifts, strict=True):
+        x = _scale(inputs[:, rows]).roll((dy, dx), (3, 4))
+        with sdpa_kernel(SDPBackend.MATH):  # the fused ones are not made for many networks in one pass
+            loss = losses_of(state, buffers, x, targets[rows]).sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
+    for i, trained in enumerate(models):
+        trained.load_state_dict({name: value[i].detach() for name, value in (state | buffers).items()})
+    return [_finish(trained, classes) for trained in models]
+
+
+def read_network(network: str, path: Path, classes: tuple[str, ...], device: str) -> ConvNet | ViT:
+    """A trained network from the file of its weights."""
+    model = NETWORKS[network](len(classes))
+    model.load_state_dict({name: value.to(torch.float32) if value.is_floating_point() else value
+                           for name, value in load_file(path).items()})  # fmt: skip
+    return _finish(model.to(device), classes)
+
+
+def write_network(model: ConvNet | ViT, path: Path) -> None:
+    """The network's weights; the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, part)
+    part.replace(path)
+
+
+def _finish(model: ConvNet | ViT, classes: tuple[str, ...]) -> ConvNet | ViT:
     model.preprocess, model.classes = PREPROCESS, list(classes)  # type: ignore[assignment]
     return model.eval()
 
 
 def _scale(pictures: Tensor) -> Tensor:
-    """(n, 64, 64, 3) uint8 -> (n, 3, 64, 64) in -1..1, as ``PREPROCESS`` does it."""
-    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+    """(..., 64, 64, 3) uint8 -> (..., 3, 64, 64) in -1..1, as ``PREPROCESS`` does it."""
+    return pictures.movedim(-1, -3).float() / 127.5 - 1
 
 
 def to_inputs(pictures: np.ndarray, device: str = "cpu") -> Tensor:

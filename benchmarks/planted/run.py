@@ -5,7 +5,8 @@
 
 A cell of the grid is a data set (``pictures.py``), a cue (``cues.py``, or none: a clean control), its prevalence in one
 class, a network (``networks.py``) and a seed.  Every cell is one JSON file below ``--out``; a cell that is there is not
-computed again, so the grid can be stopped and go on.  Tables are written from all the files that are there:
+computed again, so the grid can be stopped and go on.  The networks are kept in ``--out``/networks: without the JSON
+files, the same networks are audited again.  Tables are written from all the files that are there:
 
 benchmarks/results/planted.csv          a row for each cell and method
 benchmarks/results/planted_summary.csv  by prevalence and by cue: what share was found, was among the first three, was
@@ -29,7 +30,7 @@ from typing import Any
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # one thread in each process; before numpy is imported here and in workers
 
-from cell import Setting, Trial, run_cell, start_worker  # noqa: E402
+from cell import Setting, Trial, run_cell, start_worker, train_cells  # noqa: E402
 from cues import CUES  # noqa: E402
 from networks import NETWORKS  # noqa: E402
 
@@ -74,6 +75,20 @@ def order_cells(arguments: argparse.Namespace) -> list[Setting]:
     return list(dict.fromkeys(cells))
 
 
+def train_together(cells: list[Setting], trial: Trial, out: Path, together: int) -> None:
+    """Train all networks that are not there yet, ``together`` at a time of those that can be trained side by side."""
+    alike: dict[tuple[str, str, int], list[Setting]] = {}
+    for cell in cells:
+        if not (out / "networks" / f"{cell.name}.safetensors").exists():
+            alike.setdefault((cell.network, cell.data, cell.seed), []).append(cell)
+    for settings in alike.values():
+        for i in range(0, len(settings), together):
+            start, part = time.perf_counter(), settings[i : i + together]
+            train_cells(part, trial, out / "networks")
+            seconds = time.perf_counter() - start
+            print(f"{len(part)} x {part[0].network} on {part[0].data}: trained in {seconds:.0f} s", flush=True)
+
+
 def work(cells: list[Setting], trial: Trial, out: Path, deadline: float, place: Any) -> None:
     """A worker: takes the next cell, writes its record, until none is left or time is up."""
     start_worker()
@@ -86,7 +101,7 @@ def work(cells: list[Setting], trial: Trial, out: Path, deadline: float, place: 
         if target.exists():
             continue
         try:
-            record = json.dumps(run_cell(cells[index], trial))
+            record = json.dumps(run_cell(cells[index], trial, out / "networks"))
         except Exception:  # one cell that fails must not end the grid; it is tried again by the next call
             target.with_suffix(".error.txt").write_text(traceback.format_exc())
             print(f"FAILED {cells[index].name}: see {target.with_suffix('.error.txt')}", flush=True)
@@ -183,6 +198,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many times the grid, with other random draws")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one cell each")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, of training and audit")
+    parser.add_argument("--together", type=int, help="networks that are trained at once; 32 on cuda, else 1")
+    parser.add_argument("--train-only", action="store_true", help="train the networks, then stop: to audit elsewhere")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no cell is started")
     parser.add_argument("--quick", action="store_true", help="half of the pictures, little training: for a trial")
     parser.add_argument("--no-clean", action="store_true", help="leave out the clean controls")
@@ -195,6 +212,11 @@ def main() -> None:
     if arguments.keep and not arguments.quick:
         trial = Trial(arguments.device, keep=arguments.keep)
     cells = [cell for cell in order_cells(arguments) if not (arguments.no_clean and cell.cue == "none")]
+    together = arguments.together or (32 if arguments.device.startswith("cuda") else 1)
+    if together > 1 or arguments.train_only:
+        train_together(cells, trial, arguments.out, together)
+    if arguments.train_only:
+        return
     context = multiprocessing.get_context("spawn")
     place = context.Value("i", 0)
     workers = [
