@@ -5,13 +5,14 @@
 Pictures of 500 x 375 pixels are written as JPEG files.  First the relevance of one batch that lies on the device is
 made again and again: what the device could do.  Then ``compute_relevance``, the stage of an audit, reads, decodes and
 prepares the files, makes relevance, pools and writes it.  Prints pictures a second of both and their ratio, for one
-number of reading threads after the other; the rows go to benchmarks/results/keep_busy.csv.
+number of reading processes after the other; the rows go to benchmarks/results/keep_busy.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import tempfile
 import time
@@ -38,11 +39,14 @@ def write_pictures(folder: Path, count: int) -> None:
         layers = [rng.normal(0, 40 * 0.6**i, (4 * 2**i, 6 * 2**i, 3)) for i in range(7)]
         parts = [np.asarray(Image.fromarray((layer + 128).clip(0, 255).astype(np.uint8)).resize((500, 375)))
                  for layer in layers]  # fmt: skip
-        different.append((np.sum(parts, 0) - 128.0 * (len(parts) - 1)).clip(0, 255).astype(np.uint8))
+        file = io.BytesIO()
+        picture = (np.sum(parts, 0) - 128.0 * (len(parts) - 1)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(file, "JPEG", quality=90)
+        different.append(file.getvalue())
     for i in range(count):
         target = folder / "pictures" / ("left", "right")[i % 2] / f"{i:05d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(different[i % len(different)]).save(target, quality=90)
+        target.write_bytes(different[i % len(different)])
 
 
 def rate(step: Callable[[], int], seconds: float) -> float:
@@ -60,7 +64,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, nargs="+", default=[min(16, os.cpu_count() or 1)])
+    parser.add_argument("--readers", type=int, nargs="+", default=[min(16, os.cpu_count() or 1)])
     parser.add_argument("--seconds", type=float, default=8.0, help="how long the model alone is measured")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "keep_busy.csv")
     arguments = parser.parse_args()
@@ -72,8 +76,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         write_pictures(Path(scratch), arguments.pictures)
-        for threads in arguments.threads:
-            settings = make_settings({"device": arguments.device, "batch_size": arguments.batch, "workers": threads})
+        for readers in arguments.readers:
+            settings = make_settings({"device": arguments.device, "batch_size": arguments.batch, "workers": readers})
             subject = open_subject(load_model(model, device=arguments.device), Path(scratch) / "pictures", settings)
             inputs = subject.load(list(range(min(arguments.batch, arguments.pictures))))
             labels = subject.data.labels[: len(inputs)]
@@ -83,17 +87,17 @@ def main() -> None:
                 return len(found["where"].sum((1, 2)).cpu())
 
             alone = rate(explain, arguments.seconds)
-            run = Run(Path(scratch) / f"run{threads}")
+            run = Run(Path(scratch) / f"run{readers}")
             run.begin(identity(subject, lambda *_: None))
             start = time.perf_counter()
             compute_relevance(run, subject, lambda *_: None)
             staged = arguments.pictures / (time.perf_counter() - start)
-            rows.append([hardware(arguments.device), threads, arguments.batch, f"{alone:.1f}", f"{staged:.1f}",
+            rows.append([hardware(arguments.device), readers, arguments.batch, f"{alone:.1f}", f"{staged:.1f}",
                          f"{staged / alone:.3f}"])  # fmt: skip
-            print(f"{threads} threads: {alone:.0f} pictures/s alone, {staged:.0f} in the stage, {staged / alone:.0%}")
+            print(f"{readers} readers: {alone:.0f} pictures/s alone, {staged:.0f} in the stage, {staged / alone:.0%}")
     with arguments.results.open("w", newline="") as handle:
         writer = csv.writer(handle)
-        writer.writerow(["device", "threads", "batch", "alone_per_second", "stage_per_second", "ratio"])
+        writer.writerow(["device", "readers", "batch", "alone_per_second", "stage_per_second", "ratio"])
         writer.writerows(rows)
 
 

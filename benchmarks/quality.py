@@ -144,6 +144,7 @@ def serve(measure: str, network: str, library: str, pictures: int, steps: int, d
     import resource
 
     warnings.simplefilter("ignore")
+    torch.backends.cudnn.allow_tf32 = False  # whose rounding differs from batch size to batch size, by up to 0.003
     if library == "quantus":
         import_torchvision()  # which Quantus imports, whatever torch it was built for
         import quantus  # noqa: F401  (before the level that memory is measured from)

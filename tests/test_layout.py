@@ -48,6 +48,7 @@ cuts assignments
 evidence
 own_groups
 interventions judgements
+readers
 maps
 engines strategies
 overall

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +19,14 @@ from pfungst.imports import RelevanceFile, open_relevance
 from pfungst.lrp import LRP, Relevance
 from pfungst.lrp.traces import Trace
 from pfungst.models import LoadedModel, load_model
-from pfungst.properties import FILED, measure_file, measure_pixels
+from pfungst.properties import FILED, measure_pixels
+from pfungst.readers import Batch, read_ahead
 from pfungst.regions import Laboratory
 from pfungst.settings import Settings
 from pfungst.store import BLOCK, NOT_READ, READ, Run
 from pfungst.vectors import choose_layers, pool_channels, pool_maps
 
 Progress = Callable[[str, int, int], None]
-_AHEAD = 3  # batches that are read, or being read, before they are asked for
-_READERS = 2  # one measures files while the other decodes pictures
 
 
 @dataclass(frozen=True)
@@ -217,17 +214,6 @@ def limit_data(data: ImageData, settings: Settings) -> ImageData:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Pictures read from disk: their inputs, the rows that could be read, why the others could not, and their files."""
-
-    rows: np.ndarray
-    inputs: Tensor
-    ok: list[int]
-    bad: dict[int, str]
-    files: list[tuple[list[float], str]]
-
-
-@dataclass(frozen=True)
 class Block:
     """What is kept of the samples ``rows``: all arrays (zeros where unreadable), why some were skipped, the cameras."""
 
@@ -262,66 +248,57 @@ def map_relevance(run: Run, subject: Subject, progress: Progress, mapper: BlockM
 
 def map_blocks(subject: Subject, todo: list[np.ndarray], progress: Progress) -> Iterator[Block]:
     """The blocks in their order, by this process."""
-    size = subject.settings.batch_size
-    batches = _read_ahead(subject, [rows[i : i + size] for rows in todo for i in range(0, len(rows), size)])
+    settings, size = subject.settings, subject.settings.batch_size
+    batches = [rows[i : i + size] for rows in todo for i in range(0, len(rows), size)]
+    coming = read_ahead(subject.data, subject.preprocess, batches, settings.workers, settings.device)
+    explained = _explain_ahead(subject, coming)
     for rows in todo:
-        yield _map_block(subject, rows, batches, progress)
+        yield _map_block(subject, rows, explained, progress)
 
 
-def _read_ahead(subject: Subject, batches: list[np.ndarray]) -> Iterator[_Batch]:
-    """The batches in their order, the next one read by other threads while the model works on this one."""
+def _explain_ahead(subject: Subject, batches: Iterator[Batch]) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """Each batch and what is to be kept of it (nothing of one that cannot be read), once the next is under way.
 
-    def read(rows: np.ndarray) -> _Batch:
-        inputs, ok, bad = load_batch(subject.data, rows.tolist(), subject.preprocess, subject.settings.workers)
-        return _Batch(rows, inputs, ok, bad, [measure_file(subject.data.paths[row]) for row in ok])
+    So a GPU works on that while this one is fetched, and while a block is written.
+    """
+    waiting: tuple[Batch, dict[str, Tensor]] | None = None
+    for batch in batches:
+        found: dict[str, Tensor] = {}
+        if batch.ok:
+            pixels = _send(torch.from_numpy(batch.pixels), subject.settings.device)
+            found = explain_batch(subject, subject.preprocess.to_inputs(pixels), np.asarray(batch.ok))
+        if waiting is not None:
+            yield waiting
+        waiting = batch, found
+    if waiting is not None:
+        yield waiting
 
-    with ThreadPoolExecutor(_READERS) as reader:
-        coming = deque(reader.submit(read, rows) for rows in batches[:_AHEAD])
-        for rows in batches[_AHEAD:]:
-            coming.append(reader.submit(read, rows))
-            yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
 
-
-def _map_block(subject: Subject, rows: np.ndarray, batches: Iterator[_Batch], progress: Progress) -> Block:
+def _map_block(
+    subject: Subject, rows: np.ndarray, explained: Iterator[tuple[Batch, dict[str, Tensor]]], progress: Progress
+) -> Block:
     arrays: dict[str, np.ndarray] = {}
     skipped: dict[int, str] = {}
     cameras: dict[int, str] = {}
-    waiting: list[tuple[_Batch, dict[str, Tensor]]] = []
-
-    def keep() -> None:
-        """Fetch what was computed; a GPU works on the batch after it meanwhile."""
-        batch, found = waiting.pop(0)
-        for name, values in {**_as_arrays(found), "file": _file_numbers(batch)}.items():
+    done = 0
+    while done < len(rows):
+        batch, found = next(explained)
+        skipped.update({row: f"unreadable: {why}" for row, why in batch.bad.items()})
+        for name, values in _as_arrays(found, batch.files).items():
             if name not in arrays:
                 arrays[name] = np.zeros((len(rows), *values.shape[1:]), values.dtype)
             arrays[name][np.asarray(batch.ok) - rows[0]] = values
-        broken = [row for row, status in zip(batch.ok, found["status"].tolist(), strict=True) if status != READ]
-        skipped.update(dict.fromkeys(broken, "the model returns NaN or infinity"))
-        cameras.update({row: camera for row, (_, camera) in zip(batch.ok, batch.files, strict=True) if camera})
-
-    done = 0
-    while done < len(rows):
-        batch = next(batches)
-        skipped.update({row: f"unreadable: {why}" for row, why in batch.bad.items()})
-        if batch.ok:
-            waiting.append((batch, explain_batch(subject, batch.inputs, np.asarray(batch.ok))))
-        if len(waiting) > 1:
-            keep()
+        if found:
+            broken = [row for row, status in zip(batch.ok, found["status"].tolist(), strict=True) if status != READ]
+            skipped.update(dict.fromkeys(broken, "the model returns NaN or infinity"))
+            cameras.update({row: camera for row, (_, camera) in zip(batch.ok, batch.files, strict=True) if camera})
         done += len(batch.rows)
         progress("relevance", int(batch.rows[-1]) + 1, len(subject.data))
-    while waiting:
-        keep()
     if not arrays:  # nothing readable in this block: the arrays' shapes come from the layers
-        empty = _as_arrays(explain_batch(subject, _first_readable(subject.data, subject.preprocess), rows[:1]))
+        one = explain_batch(subject, _first_readable(subject.data, subject.preprocess), rows[:1])
+        empty = _as_arrays(one, [([0.0] * len(FILED), "")])
         arrays = {name: np.zeros((len(rows), *values.shape[1:]), values.dtype) for name, values in empty.items()}
-        arrays["file"] = np.zeros((len(rows), len(FILED)), np.float32)
     return Block(rows, arrays, skipped, cameras)
-
-
-def _file_numbers(batch: _Batch) -> np.ndarray:
-    return np.array([numbers for numbers, _ in batch.files], np.float32)
 
 
 def explain_batch(subject: Subject, inputs: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
@@ -398,10 +375,11 @@ def _send(values: Tensor, device: str) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-def _as_arrays(found: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """As they are kept on disk."""
+def _as_arrays(found: dict[str, Tensor], files: list[tuple[list[float], str]]) -> dict[str, np.ndarray]:
+    """As they are kept on disk; nothing of a batch that cannot be read."""
     wide = {"absorbed": np.float64, "target": np.int32, "prediction": np.int32, "status": np.uint8}
-    return {name: values.cpu().numpy().astype(wide.get(name, np.float32)) for name, values in found.items()}
+    arrays = {name: values.cpu().numpy().astype(wide.get(name, np.float32)) for name, values in found.items()}
+    return {**arrays, "file": np.array([numbers for numbers, _ in files], np.float32)} if found else {}
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -80,7 +80,7 @@ class Settings:
     )
     workers: int = _setting(
         min(16, os.cpu_count() or 2),
-        "Threads that read pictures; processes that analyse classes, where there are many.",
+        "Threads (for a GPU: processes) that read pictures; processes that analyse classes, where there are many.",
         low=0,
         free=True,
     )

@@ -129,9 +129,17 @@ def load_batch(
     Returns the inputs (m, C, H, W), float32; the m of the indices they belong to, in the order asked for; and for
     every other index the reason why it was left out.  ``workers``: threads; 0 reads in the calling thread.
     """
+    pixels, read, skipped = read_pixels(data, indices, preprocess, workers)
+    return preprocess.to_inputs(torch.from_numpy(pixels)), read, skipped
+
+
+def read_pixels(
+    data: ImageData, indices: Sequence[int] | np.ndarray, preprocess: Preprocess, workers: int = 0
+) -> tuple[np.ndarray, list[int], dict[int, str]]:
+    """``load_batch`` without the last step: the pictures (m, ...) as ``Preprocess.to_array`` gives them."""
     wanted = [int(index) for index in indices]
     needed = _needed(preprocess)
-    inputs = torch.empty(len(wanted), *preprocess.shape)  # filled by the threads: nothing is copied once more
+    arrays = np.empty((len(wanted), *preprocess.array_shape), preprocess.array_type)  # filled by the threads
 
     def load(place: int) -> str | None:
         try:
@@ -139,7 +147,7 @@ def load_batch(
         except UnreadableImage as error:
             return str(error)
         try:
-            inputs[place] = preprocess(image)
+            arrays[place] = preprocess.to_array(image)
         except Exception as error:  # The model's own callable may raise anything.
             return f"preprocessing failed: {error or type(error).__name__}"
         return None
@@ -152,7 +160,7 @@ def load_batch(
         reasons = [load(place) for place in places]
     read = [place for place in places if reasons[place] is None]
     skipped = {wanted[place]: reason for place, reason in enumerate(reasons) if reason is not None}
-    return inputs if len(read) == len(wanted) else inputs[read], [wanted[place] for place in read], skipped
+    return arrays if len(read) == len(wanted) else arrays[read], [wanted[place] for place in read], skipped
 
 
 def complete_preprocess(preprocess: Preprocess | None, data: ImageData) -> Preprocess:

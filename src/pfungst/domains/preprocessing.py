@@ -97,19 +97,40 @@ class Preprocess:
         Raises ValueError where this picture cannot be used: too elongated to resize, or the model's own callable
         gave another shape than for other pictures, or numbers that are not finite.
         """
+        return self.to_inputs(torch.from_numpy(self.to_array(image))[None])[0]
+
+    @property
+    def array_shape(self) -> tuple[int, ...]:
+        """Shape of what ``to_array`` gives: (H, W, C), or (C, H, W) of a ``custom`` callable."""
+        return self.shape if self.custom is not None else (*self.size, len(self.mean))
+
+    @property
+    def array_type(self) -> type[np.generic]:
+        """Type of what ``to_array`` gives: bytes, or float32 of a ``custom`` callable."""
+        return np.uint8 if self.custom is None else np.float32
+
+    def to_array(self, image: Image.Image) -> np.ndarray:
+        """All that differs from picture to picture, in as few bytes as it takes: the pixels of the resized picture,
+        in the model's order of channels; what a ``custom`` callable returns.  Errors as for a call."""
         if self.custom is not None:
             result = _checked(self.custom(image))
             if tuple(result.shape) != self.shape:
                 raise ValueError(f"the model's preprocess gave {tuple(result.shape)} instead of {self.shape}")
-            return result
+            return result.numpy()
         image = self.fit(image.convert("L" if self.channels == "L" else "RGB"))
-        pixels: np.ndarray = np.asarray(image, dtype=np.float32).reshape(*self.size, -1)
-        if self.channels == "BGR":
-            pixels = pixels[:, :, ::-1]
-        # Division by 255 in float32, as torchvision does: the last bit agrees.
-        pixels = pixels / np.float32(1 / self.scale)
-        pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        pixels = np.array(image, dtype=np.uint8).reshape(self.array_shape)
+        return np.ascontiguousarray(pixels[:, :, ::-1]) if self.channels == "BGR" else pixels
+
+    def to_inputs(self, arrays: torch.Tensor) -> torch.Tensor:
+        """The inputs (n, C, H, W), float32, of pictures (n, ...) from ``to_array``, on the device where they are."""
+        if self.custom is not None:
+            return arrays
+        inputs = arrays.movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        # Division by 255 in float32, as torchvision does: the last bit agrees.  By a tensor: a GPU multiplies by the
+        # reciprocal of a plain number.
+        numbers = (np.float32(1 / self.scale), *(np.asarray(v, np.float32) for v in (self.mean, self.std)))
+        whole, mean, std = (torch.as_tensor(v, device=inputs.device).view(-1, 1, 1) for v in numbers)
+        return inputs.div_(whole).sub_(mean).div_(std)
 
     def fit(self, image: Image.Image) -> Image.Image:
         """The picture resized, cropped and padded to ``size``, still in pixels.  Not for ``custom``."""
