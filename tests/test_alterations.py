@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from pfungst.alterations import CHANGES, Alteration, blur, calibrate, exchange_detail, find_alteration
+from pfungst.alterations import CHANGES, Alteration, blur, calibrate, exchange_colour, exchange_detail, find_alteration
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.properties import SEEN, measure_pixels
 
@@ -107,7 +107,7 @@ def test_control_alters_as_much(name: str) -> None:
     alteration = Alteration(name, towards=0.7, back=-0.7)
     for treated, control in (
         (alteration.apply(x), alteration.apply_opposite(x)),
-        (alteration.undo(x, x), alteration.undo_opposite(x, x)),
+        (alteration.undo(x, x), alteration.undo_control(x, x)),
     ):
         size, other = (float((y - x).square().mean().sqrt()) for y in (treated, control))
         # Some changes cannot go so far, and a codec has no qualities between.
@@ -127,7 +127,33 @@ def test_detail_is_exchanged() -> None:
     assert measured(mixed, "sharpness") > measured(soft, "sharpness") + 0.5 * (
         measured(sharp, "sharpness") - measured(soft, "sharpness")
     )
-    torch.testing.assert_close(blur(mixed, 3.0), blur(soft, 3.0), atol=0.05, rtol=0)
+    torch.testing.assert_close(blur(mixed, 6.0), blur(soft, 6.0), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "treat"), [
+    ("sharpness", lambda x: pillow_blur(x, 2.0)),
+    ("blockiness", lambda x: pillow_jpeg(x, 2)),  # nearly the worst that there is
+    ("saturation", lambda x: (0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]).expand(-1, 3, -1, -1)),
+])  # fmt: skip
+def test_what_was_lost_comes_from_others_and_the_control_puts_the_property_back(name: str, treat: object) -> None:
+    group, others = treat(pictures(16, seed=1)), pictures(16, seed=2)  # type: ignore[operator]
+    alteration = find_alteration(name, group, others)
+    assert alteration is not None
+    assert alteration.back is None
+    undone, control = alteration.undo(group, others), alteration.undo_control(group, others)
+    ordinary, own = measured(others, name), measured(group, name)
+    assert abs(measured(undone, name) - ordinary) < 0.3 * abs(own - ordinary)
+    assert abs(measured(control, name) - own) < 0.3 * abs(own - ordinary)
+    torch.testing.assert_close(control, alteration.apply(undone))
+
+
+def test_greys_stay_where_colours_are_exchanged() -> None:
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    own, donors = 0.3 + 0.3 * pictures(4, seed=1), 0.3 + 0.3 * pictures(4, seed=2)  # nothing is clipped
+    mixed = exchange_colour(own, donors)
+    torch.testing.assert_close((mixed * weights).sum(1), (own * weights).sum(1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixed - mixed.mean(1, keepdim=True), donors - donors.mean(1, keepdim=True),
+                               atol=1e-5, rtol=0)  # fmt: skip
 
 
 @pytest.mark.parametrize("channels", ["RGB", "BGR", "L"])

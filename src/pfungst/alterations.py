@@ -44,9 +44,23 @@ def blur(pixels: Tensor, sigma: float) -> Tensor:
 
 
 def exchange_detail(pixels: Tensor, donors: Tensor) -> Tensor:
-    """Pictures with the fine detail of others, coarse structure their own; what a blur or a codec took is filled in."""
-    sigma = max(1.0, min(pixels.shape[2:]) / 32)
+    """Pictures with the fine detail of others, coarse structure their own; what a blur or a codec took is filled in.
+
+    Coarse is what a Gaussian of a sixteenth of the side leaves.  Of half of that, the blocks of a codec could still be
+    seen, and networks lost half as much by it as by the picture as it was before.
+    """
+    sigma = max(1.0, min(pixels.shape[2:]) / 16)
     return _clip(blur(pixels, sigma) + donors - blur(donors, sigma))
+
+
+def exchange_colour(pixels: Tensor, donors: Tensor) -> Tensor:
+    """Pictures with the colours of others and their own greys."""
+    return _clip(_grey(pixels) + donors - _grey(donors))
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    weights = torch.tensor(_GREY, dtype=pixels.dtype, device=pixels.device)
+    return torch.einsum("mchw,c->mhw", pixels, weights)[:, None]
 
 
 def _sharpen(pixels: Tensor, strength: float) -> Tensor:
@@ -56,8 +70,7 @@ def _sharpen(pixels: Tensor, strength: float) -> Tensor:
 
 
 def _saturate(pixels: Tensor, strength: float) -> Tensor:
-    weights = torch.tensor(_GREY, dtype=pixels.dtype, device=pixels.device)
-    grey = torch.einsum("mchw,c->mhw", pixels, weights)[:, None]
+    grey = _grey(pixels)
     return _clip(grey + (pixels - grey) * math.exp(strength))
 
 
@@ -70,10 +83,10 @@ def _add_noise(pixels: Tensor, strength: float) -> Tensor:
 
 
 def _compress(pixels: Tensor, strength: float) -> Tensor:
-    """JPEG of quality 95 to 3; a negative strength smooths, as a deblocking filter does."""
+    """JPEG of quality 95 to 1; a negative strength smooths, as a deblocking filter does."""
     if strength <= 0:
         return blur(pixels, -strength) if strength else pixels
-    quality = max(3, round(95 * math.exp(-strength)))
+    quality = max(1, round(95 * math.exp(-strength)))
     return torch.stack([_jpeg(picture, quality) for picture in pixels.cpu()]).to(pixels)
 
 
@@ -89,7 +102,7 @@ CHANGES: dict[str, tuple[Change, float]] = {
     "saturation": (_saturate, 2.0),
     "sharpness": (_sharpen, 4.0),
     "noise": (_add_noise, 2.0),
-    "blockiness": (_compress, 3.3),
+    "blockiness": (_compress, 4.6),
 }
 COLOURS = (
     "brightness", "contrast", "red over green", "blue over yellow", "black level", "white level", "red of white",
@@ -103,8 +116,8 @@ class Alteration:
 
     property      the property that is moved, or "colour"
     towards       strength that makes ordinary pictures of the class like the group's
-    back          strength that makes the group's pictures like the others; None where what was lost cannot be made up
-                  for, and fine detail of other pictures takes the place of their own
+    back          strength that makes the group's pictures like the others; None where something was lost (detail by a
+                  blur or a codec, colour in a grey picture), and that of other pictures takes its place
     gain, offset  of "colour", by channel: pixels become gain * pixels + offset
     """
 
@@ -126,17 +139,19 @@ class Alteration:
             return _clip((pixels - self._column(self.offset, pixels)) / self._column(self.gain, pixels))
         if self.back is not None:
             return CHANGES[self.property][0](pixels, self.back)
-        return exchange_detail(pixels, ordinary)
+        return (exchange_colour if self.property == "saturation" else exchange_detail)(pixels, ordinary)
 
     def apply_opposite(self, pixels: Tensor) -> Tensor:
         """The matched control of ``apply``: a change the other way that alters the pixels as much."""
         return self._opposite(pixels, self.apply(pixels), self.towards)
 
-    def undo_opposite(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
-        """The matched control of ``undo``: as great a change the other way, or detail exchanged within the group."""
+    def undo_control(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
+        """The matched control of ``undo``: as great a change the other way; where something was exchanged, the same
+        pictures with the property put back."""
+        treated = self.undo(pixels, ordinary)
         if self.property != "colour" and self.back is None:
-            return exchange_detail(pixels, pixels.roll(1, 0))
-        return self._opposite(pixels, self.undo(pixels, ordinary), self.back or 0.0)
+            return self.apply(treated)
+        return self._opposite(pixels, treated, self.back or 0.0)
 
     def _opposite(self, pixels: Tensor, treated: Tensor, strength: float) -> Tensor:
         if self.property == "colour":
@@ -211,7 +226,10 @@ def find_alteration(name: str, group: Tensor, others: Tensor) -> Alteration | No
     if inside == outside:
         return None
     towards = calibrate(name, others, inside)
-    return None if towards is None else Alteration(name, towards, calibrate(name, group, outside))
+    if towards is None:
+        return None
+    lost = (name in ("sharpness", "noise") and towards < 0) or (name == "blockiness" and towards > 0)
+    return Alteration(name, towards, None if lost else calibrate(name, group, outside))
 
 
 def _find_colour(group: Tensor, others: Tensor) -> Alteration | None:

@@ -333,7 +333,7 @@ def examine_alteration(
     """The tests of a finding without a place; the verdict stays open, see ``evidence.correct``.
 
     undo   (necessity) members are made like the rest of their class.  Control: they are changed as much the other way;
-           where detail is exchanged for that of ordinary members, it is exchanged among members.
+           where detail is exchanged for that of ordinary members, the same with the property put back.
     apply  (sufficiency) pictures of other classes are made like members.  Control: they are changed as much the other
            way.
 
@@ -369,7 +369,7 @@ def _test_undoing(
     pixels, before = group
     ordinary = _some(rest, len(pixels))
     results = []
-    for changed in (alteration.undo(pixels, ordinary), alteration.undo_opposite(pixels, ordinary)):
+    for changed in (alteration.undo(pixels, ordinary), alteration.undo_control(pixels, ordinary)):
         change, decided = measure_changes(before, lab.ask(preprocess.from_pixels(changed)), target)
         results.append((change, (before.argmax(1).cpu().numpy() == target) & (decided != target)))
     (treated, flips), (control, control_flips) = results

@@ -360,7 +360,7 @@ def _altered(subject: Subject, case: Case, group: Samples, rest: Samples, altera
     steps = {
         "member": group.inputs[:1],
         "cut": back(alteration.undo(members, ordinary)[:1]),
-        "cut_control": back(alteration.undo_opposite(members, ordinary)[:1]),
+        "cut_control": back(alteration.undo_control(members, ordinary)[:1]),
     }
     foreign = _foreign(subject, case)
     if foreign is None:
