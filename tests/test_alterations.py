@@ -114,6 +114,38 @@ def test_control_alters_as_much(name: str) -> None:
         assert other == pytest.approx(size, rel=0.25 if name == "blockiness" else 0.1) or other < size
 
 
+def padded(pixels: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """By Pillow and numpy: smaller, the edge repeated."""
+    out = []
+    for picture in pixels:
+        image = Image.fromarray((picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
+        inner = image.resize((image.width - left - right, image.height - top - bottom), Image.Resampling.BILINEAR)
+        out.append(np.pad(np.asarray(inner), ((top, bottom), (left, right), (0, 0)), mode="edge"))
+    return torch.from_numpy(np.stack(out).astype(np.float32) / 255).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("edges", [(6, 12, 3, 0), (0, 0, 8, 8)])
+def test_padding_is_found_cut_away_and_put_back(edges: tuple[int, int, int, int]) -> None:
+    original, others = pictures(16, seed=1), pictures(16, seed=2)
+    group = padded(original, *edges)
+    alteration = find_alteration("edge padding", group, others)
+    assert alteration is not None
+    assert alteration.margins == pytest.approx([edge / 48 for edge in edges])
+    torch.testing.assert_close(alteration.apply(original), group, atol=0.01, rtol=0)  # rounded to bytes
+    undone = alteration.undo(group, others)
+    assert float((undone - original).abs().mean()) < 0.03  # it was made smaller and larger again
+    assert measured(undone, "edge padding") < measured(group, "edge padding") - 0.8
+    assert float((alteration.undo_control(group, others) - group).abs().mean()) < 0.015
+    assert "edges" in alteration.describe()
+    top, bottom, left, right = edges
+    expected = torch.nn.functional.interpolate(
+        others[:, :, top : 48 - bottom, left : 48 - right], (48, 48), mode="bilinear", antialias=True
+    )
+    torch.testing.assert_close(alteration.apply_opposite(others), expected)
+    assert find_alteration("edge padding", others, original) is None
+    assert find_alteration("edge padding", torch.full_like(group, 0.5), others) is None  # nothing is inside
+
+
 def test_nothing_to_find() -> None:
     x = pictures(300, size=16)
     assert find_alteration("colour", x[:150], x[:150]) is None

@@ -66,6 +66,11 @@ def framed_all_around(picture: Image.Image) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def padded(picture: Image.Image) -> Image.Image:
+    inner = np.asarray(picture.resize((40, 40)))
+    return Image.fromarray(np.pad(inner, ((8, 16), (12, 12), (0, 0)), mode="edge")).resize(picture.size)
+
+
 def noisy(picture: Image.Image) -> Image.Image:
     pixels = np.asarray(picture) + RNG.normal(0, 15, (*picture.size, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -86,6 +91,7 @@ CHANGES = {
     "blockiness": lambda p: compressed(p, 8),
     "plain border": framed,
     "plain frame": framed_all_around,
+    "edge padding": padded,
 }
 
 

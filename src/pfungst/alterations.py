@@ -22,6 +22,8 @@ from pfungst.properties import SEEN, measure_pixels
 
 _CALIBRATED = 16  # pictures on which a strength is found
 Change = Callable[[Tensor, float], Tensor]  # pixels (m, 3, H, W) in 0..1, signed strength -> the same shape
+_STILL = 0.01  # least mean step from one row or column to the next, of 0..1, in what is no padding
+_LEAST_MARGIN = 0.02  # share of a side from which it counts as padded
 _GREY = (0.299, 0.587, 0.114)
 
 
@@ -104,6 +106,7 @@ CHANGES: dict[str, tuple[Change, float]] = {
     "noise": (_add_noise, 2.0),
     "blockiness": (_compress, 4.6),
 }
+OTHERS = ("colour", "edge padding")  # what can be changed, too, by other numbers than a strength
 COLOURS = (
     "brightness", "contrast", "red over green", "blue over yellow", "black level", "white level", "red of white",
     "blue of white",
@@ -119,6 +122,7 @@ class Alteration:
     back          strength that makes the group's pictures like the others; None where something was lost (detail by a
                   blur or a codec, colour in a grey picture), and that of other pictures takes its place
     gain, offset  of "colour", by channel: pixels become gain * pixels + offset
+    margins       of "edge padding": top, bottom, left and right, as shares of the height or width
     """
 
     property: str
@@ -126,30 +130,38 @@ class Alteration:
     back: float | None = None
     gain: tuple[float, ...] = (1.0, 1.0, 1.0)
     offset: tuple[float, ...] = (0.0, 0.0, 0.0)
+    margins: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
 
     def apply(self, pixels: Tensor) -> Tensor:
         """Ordinary pictures (m, 3, H, W) in 0..1, made like the group's."""
         if self.property == "colour":
             return _clip(self._column(self.gain, pixels) * pixels + self._column(self.offset, pixels))
+        if self.property == "edge padding":
+            return _pad(pixels, self.margins)
         return CHANGES[self.property][0](pixels, self.towards)
 
     def undo(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
         """Pictures of the group made like ordinary ones, of which as many are given."""
         if self.property == "colour":
             return _clip((pixels - self._column(self.offset, pixels)) / self._column(self.gain, pixels))
+        if self.property == "edge padding":
+            return _cut(pixels, self.margins)
         if self.back is not None:
             return CHANGES[self.property][0](pixels, self.back)
         return (exchange_colour if self.property == "saturation" else exchange_detail)(pixels, ordinary)
 
     def apply_opposite(self, pixels: Tensor) -> Tensor:
-        """The matched control of ``apply``: a change the other way that alters the pixels as much."""
+        """The matched control of ``apply``: a change the other way that alters the pixels as much; of padding, as much
+        is cut away."""
+        if self.property == "edge padding":
+            return _cut(pixels, self.margins)
         return self._opposite(pixels, self.apply(pixels), self.towards)
 
     def undo_control(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
-        """The matched control of ``undo``: as great a change the other way; where something was exchanged, the same
-        pictures with the property put back."""
+        """The matched control of ``undo``: as great a change the other way; where something was exchanged or cut away,
+        the same pictures with the property put back."""
         treated = self.undo(pixels, ordinary)
-        if self.property != "colour" and self.back is None:
+        if self.property != "colour" and self.back is None:  # of padding, too
             return self.apply(treated)
         return self._opposite(pixels, treated, self.back or 0.0)
 
@@ -179,6 +191,27 @@ class Alteration:
             if names
         ]
         return f"the colour of the whole picture ({', '.join(parts) or 'its range'})"
+
+
+def _edges(pixels: Tensor, margins: tuple[float, ...]) -> tuple[int, int, int, int]:
+    height, width = pixels.shape[2:]
+    top, bottom, left, right = margins
+    return round(top * height), round(bottom * height), round(left * width), round(right * width)
+
+
+def _pad(pixels: Tensor, margins: tuple[float, ...]) -> Tensor:
+    """The pictures made smaller, with their outermost pixels repeated around them."""
+    top, bottom, left, right = _edges(pixels, margins)
+    size = pixels.shape[2] - top - bottom, pixels.shape[3] - left - right
+    inner = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+    return functional.pad(inner, (left, right, top, bottom), mode="replicate")
+
+
+def _cut(pixels: Tensor, margins: tuple[float, ...]) -> Tensor:
+    """What is inside the margins, enlarged."""
+    top, bottom, left, right = _edges(pixels, margins)
+    inner = pixels[:, :, top : pixels.shape[2] - bottom, left : pixels.shape[3] - right]
+    return functional.interpolate(inner, pixels.shape[2:], mode="bilinear", antialias=True)
 
 
 def _size(before: Tensor, after: Tensor) -> float:
@@ -215,12 +248,14 @@ def calibrate(name: str, pixels: Tensor, goal: float) -> float | None:
 
 
 def find_alteration(name: str, group: Tensor, others: Tensor) -> Alteration | None:
-    """The change in a property (or "colour") that tells the group's pictures from the others, both (m, 3, H, W).
+    """The change in a property (or of ``OTHERS``) that tells the group's pictures from the others, both (m, 3, H, W).
 
     None where it cannot be made: a sharp picture cannot be had from a blurred one, say.
     """
     if name == "colour":
         return _find_colour(group, others)
+    if name == "edge padding":
+        return _find_padding(group, others)
     column = list(SEEN).index(name)
     inside, outside = (float(measure_pixels(x)[:, column].median()) for x in (group, others))
     if inside == outside:
@@ -250,6 +285,25 @@ def _find_colour(group: Tensor, others: Tensor) -> Alteration | None:
         offset.append(float(y.mean() - slope * x.mean()) if len(x) else 0.0)
     change = max(abs(g * level + o - level) for g, o in zip(gain, offset, strict=True) for level in (0.2, 0.5, 0.8))
     return None if change < 0.01 else Alteration("colour", gain=tuple(gain), offset=tuple(offset))
+
+
+def _find_padding(group: Tensor, others: Tensor) -> Alteration | None:
+    """How wide the margins are where the group's pictures are drawn out, and the others are not."""
+    here, there = (_drawn_out(x).median(0).values for x in (group, others))
+    margins = torch.where(here > there + _LEAST_MARGIN, here, 0.0).tolist()
+    inside = 1 - max(margins[0] + margins[1], margins[2] + margins[3])
+    return None if inside == 1 or inside < 0.1 else Alteration("edge padding", margins=tuple(margins))
+
+
+def _drawn_out(pixels: Tensor) -> Tensor:
+    """Of pictures (m, 3, H, W), the part of their height or width, (m, 4), over which they do not change, from the top,
+    the bottom, the left and the right edge inwards."""
+    parts = []
+    for axis in (2, 3):
+        still = pixels.diff(dim=axis).abs().mean((1, 5 - axis)) < _STILL
+        for steps in (still, still.flip(1)):
+            parts.append(steps.int().cumprod(1).sum(1) / pixels.shape[axis])
+    return torch.stack(parts, 1)
 
 
 def _thinned(pixels: Tensor, most: int = 4096) -> Tensor:

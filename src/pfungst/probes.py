@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfungst.alterations import CHANGES, COLOURS, Alteration, find_alteration
+from pfungst.alterations import CHANGES, COLOURS, OTHERS, Alteration, find_alteration
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.evidence import Evidence, Verdict, compare
 from pfungst.findings import SAME, jaccard, repeats, valley_depth
@@ -265,7 +265,7 @@ def _suspects(inside: np.ndarray, outside: np.ndarray, tried: str) -> list[str]:
     for column in np.argsort(-_lead(inside, outside), kind="stable"):
         name = list(SEEN)[column]
         kind = "colour" if name in COLOURS else name
-        if kind not in (*names, tried) and (kind == "colour" or kind in CHANGES):
+        if kind not in (*names, tried) and kind in (*OTHERS, *CHANGES):
             names.append(kind)
     return names[:2]
 
@@ -396,4 +396,5 @@ def _test_applying(
 
 def restore_alteration(record: dict[str, Any]) -> Alteration:
     """An alteration from its record in the run folder."""
-    return replace(Alteration(**record), gain=tuple(record["gain"]), offset=tuple(record["offset"]))
+    made = Alteration(**record)
+    return replace(made, gain=tuple(made.gain), offset=tuple(made.offset), margins=tuple(made.margins))

@@ -31,6 +31,7 @@ SEEN = {
     "blockiness": ("less blocky", "blockier"),
     "plain border": ("busier at the border", "plainer at the border"),
     "plain frame": ("busier all around", "plainer all around"),
+    "edge padding": ("less drawn out to the edges", "more drawn out to the edges"),
 }
 FILED = {
     "width": ("narrower", "wider"),
@@ -107,17 +108,27 @@ def _block_grid(grey: Tensor) -> Tensor:
     return result
 
 
-def _border(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Minus log of the deviation within the four sides: of the plainest one, and of the busiest.
+def _border(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the four sides, minus logs: the deviation within the plainest; within the busiest; and, the mean of the four,
+    how much the pixels change from the edge inwards, which is not at all where a picture was padded by its edge.
 
-    Sides are a twelfth of the picture wide where one counts; a thirty-second where all do, as a frame may be thin.
+    Sides are a twelfth of the picture wide where one counts; less where all do, as a frame may be thin.
     """
-    deviations = []
-    for part in (12, 32):
+    plain: list[Tensor] = []
+    frame: list[Tensor] = []
+    inwards: list[Tensor] = []
+    for part, found in ((12, plain), (32, frame), (16, inwards)):
         rows, columns = (max(1, length // part) for length in pixels.shape[2:])
         sides = pixels[:, :, :rows], pixels[:, :, -rows:], pixels[..., :columns], pixels[..., -columns:]
-        deviations.append(torch.stack([side.flatten(2).std(2, correction=0).mean(1) for side in sides], 1))
-    return -(deviations[0].amin(1) + 1e-3).log(), -(deviations[1].amax(1) + 1e-3).log()
+        for axis, side in zip((2, 2, 3, 3), sides, strict=True):
+            if part != 16:
+                found.append(side.flatten(2).std(2, correction=0).mean(1))
+            elif side.shape[axis] > 1:
+                found.append(side.diff(dim=axis).abs().flatten(1).mean(1))
+            else:  # one row or column says nothing
+                found.append(torch.ones(len(pixels), device=pixels.device))
+    first, second, third = (-(torch.stack(values, 1) + 1e-3).log() for values in (plain, frame, inwards))
+    return first.amax(1), second.amin(1), third.mean(1)
 
 
 def measure_file(path: Path) -> tuple[list[float], str]:
