@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -69,10 +69,17 @@ def _read(data: ImageData, preprocess: Preprocess, rows: np.ndarray, workers: in
 def _by_threads(
     data: ImageData, preprocess: Preprocess, batches: Sequence[np.ndarray], workers: int
 ) -> Iterator[Batch]:
-    with ThreadPoolExecutor(_THREADS) as reader:
-        coming = deque(reader.submit(_read, data, preprocess, rows, workers) for rows in batches[:_AHEAD])
-        for rows in batches[_AHEAD:]:
-            coming.append(reader.submit(_read, data, preprocess, rows, workers))
+    def read(rows: np.ndarray) -> Batch:
+        return _read(data, preprocess, rows, workers)
+
+    return _keep_ahead(read, batches, _THREADS)
+
+
+def _keep_ahead(get: Callable[[Any], Batch], batches: Sequence[Any], threads: int) -> Iterator[Batch]:
+    with ThreadPoolExecutor(threads) as pool:
+        coming = deque(pool.submit(get, one) for one in batches[:_AHEAD])
+        for one in batches[_AHEAD:]:
+            coming.append(pool.submit(get, one))
             yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
@@ -103,10 +110,12 @@ def _by_processes(
         collate_fn=_as_it_is,  # arrays stay arrays: tensors would go through shared memory
         multiprocessing_context="fork",  # a model's own preprocessing need not be one that can be pickled
     )
-    coming = iter(loader)
-    for rows, several in zip(batches, cut, strict=True):
+    coming = _each(loader)
+
+    def take(one: tuple[np.ndarray, int]) -> Batch:
+        rows, count = one
         try:
-            yield _join(rows, [next(coming) for _ in several])
+            return _join(rows, [next(coming) for _ in range(count)])
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise
@@ -114,6 +123,15 @@ def _by_processes(
                 f"a process that reads pictures died ({str(error).splitlines()[0]})",
                 "run again, it goes on where it stopped; with fewer --workers if memory is short",
             ) from error
+
+    # One thread takes over what they read, while the other feeds the GPU.
+    return _keep_ahead(take, [(rows, len(several)) for rows, several in zip(batches, cut, strict=True)], 1)
+
+
+def _each(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """Its parts.  The processes start with the first, in the thread that asks for it: were it the main thread, torch
+    would raise the death of one there, whatever that thread is doing."""
+    yield from loader
 
 
 def _as_it_is(part: Any) -> Any:
