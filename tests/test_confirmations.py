@@ -23,6 +23,8 @@ from pfungst.findings import fit_discriminant, principal_coordinates, valley_of
 from pfungst.interventions import set_scene, try_scene
 from pfungst.maps import make_laboratory
 from pfungst.models import LoadedModel, load_model
+from pfungst.portraits import read_columns
+from pfungst.properties import SEEN
 from pfungst.store import Run
 from pfungst.strategies import rank_candidates
 from pfungst.verdicts import make_case
@@ -325,3 +327,22 @@ def test_a_property_of_whole_pictures_is_counted_elsewhere_too(run: Path, small:
     assert finding.where["kind"] == "whole"
     found = finding.confirm(folders=[small.photos]).elsewhere[str(small.photos)]
     assert (found["count"], found["n"]) == (finding.size, 40)
+
+
+def test_a_run_of_before_a_property_was_measured_is_still_of_use(
+    run: Path, small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = {name: getattr(Run, name) for name in ("read_array", "read_view")}
+    for name, read in now.items():
+
+        def fewer(self: Run, array: str, *rows: Any, read: Any = read) -> np.ndarray:
+            values: np.ndarray = read(self, array, *rows)
+            return values[:, :-1] if array == "properties" and self.path == run else values
+
+        monkeypatch.setattr(Run, name, fewer)
+    opened = pfungst.reopen(run)
+    found = opened.findings[1].confirm(folders=[small.photos]).elsewhere[str(small.photos)]
+    assert found["count"] == opened.findings[1].size
+    assert len(opened.place(small.photos)) == len(opened.subject.data)
+    assert list(SEEN)[-1] not in read_columns(opened.run, opened.subject).numbers
+    assert list(SEEN)[-2] in read_columns(opened.run, opened.subject).numbers

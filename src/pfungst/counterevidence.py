@@ -194,7 +194,7 @@ def _view_of(run: Run, candidate: Candidate) -> Callable[[np.ndarray], np.ndarra
     if not candidate.by_property:
         return lambda rows: unit_rows(rows.astype(np.float64))
     spread = run.read_view("properties", np.concatenate([thin(candidate.members), thin(candidate.others)])).std(0)
-    return lambda rows: rows / np.where(spread > 0, spread, 1.0)
+    return lambda rows: rows[:, : len(spread)] / np.where(spread > 0, spread, 1.0)  # an older run has fewer
 
 
 def _own_rows(run: Run, subject: Subject, candidate: Candidate) -> tuple[np.ndarray, bool]:

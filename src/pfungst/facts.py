@@ -26,7 +26,7 @@ EXPERIMENT_TITLES = {
     "whole": {
         "member": "a member",
         "cut": "it undone",
-        "cut_control": "control: the other way",
+        "cut_control": "control",
         "foreign": "another class",
         "paste": "it applied",
         "paste_control": "control: the other way",

@@ -185,7 +185,7 @@ def _place(
         vectors = unit_rows(views[known.assignment.views[0]].astype(np.float64))
         nearest, _ = find_nearest_in(vectors, known.assignment.part, min(_NEAREST, len(known.rows)))
         also = [
-            one.discriminant.score(arrays["properties"] / one.spread) > one.discriminant.valley
+            one.discriminant.score(arrays["properties"][:, : len(one.spread)] / one.spread) > one.discriminant.valley
             for one in known.by_property
         ]
     for i, row in enumerate(rows):

@@ -36,7 +36,8 @@ def read_columns(run: Run, subject: Subject) -> Columns:
     properties = {
         name: column
         for array, names in (("properties", SEEN), ("file", FILED))
-        for name, column in zip(names, run.read_array(array).T.astype(np.float64), strict=True)
+        # New properties come last, and a run that was made before has fewer.
+        for name, column in zip(names, run.read_array(array).T.astype(np.float64), strict=False)
     }
     values: dict[str, Sequence[Any]] = {}
     cameras: list[str | None] = [None] * len(subject.data)
