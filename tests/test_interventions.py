@@ -100,9 +100,9 @@ def test_the_greatest_p_of_the_required_tests_counts() -> None:
     ("changed", "p", "suspicion", "verdict", "reason"),
     [
         ([], 0.01, 0.9, "confirmed", "cut and paste both work"),
-        ([], 0.05, 0.3, "confirmed", r"corrected p = 0\.05"),
+        ([], 0.05, 0.4, "confirmed", r"corrected p = 0\.05"),
         ([], 0.051, 0.9, "open", r"^corrected p = 0\.051$"),
-        ([], 0.01, 0.29, "open", r"hardly apart from its class \(suspicion 0\.29\)"),
+        ([], 0.01, 0.39, "open", r"hardly apart from its class \(suspicion 0\.39\)"),
         ([_evidence("cut:colour", 0.3)], 0.01, 0.9, "refuted", r"^cut:colour: at most \+0\.70 in favour, 1\.00"),
         ([_evidence("cut:exchange", 3.0)], 0.01, 0.9, "refuted", r"^cut:exchange: at most -2\.00 in favour"),
         ([_evidence("paste:same place", -0.5)], 0.01, 0.9, "refuted", r"^paste:same place: at most \+0\.50"),

@@ -115,7 +115,7 @@ class Standard:
 
     min_share: float = 0.1
     min_own: float = 0.5
-    separate: float = 0.3
+    separate: float = 0.4
     alpha: float = 0.05
 
 

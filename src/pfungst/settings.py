@@ -90,7 +90,7 @@ class Settings:
         0.1, "Least suspicion (0..1) for a group to be tested; groups in clean data rarely reach 0.4.", low=0, high=1
     )
     separate: float = _setting(
-        0.3,
+        0.4,
         "Least suspicion for a finding to be confirmed; below it, experiments that work leave it open.",
         low=0,
         high=1,
