@@ -3,9 +3,10 @@
     python benchmarks/keep_busy.py --pictures 3000
 
 Pictures of 500 x 375 pixels are written as JPEG files.  First the relevance of one batch that lies on the device is
-made again and again: what the device could do.  Then ``compute_relevance``, the stage of an audit, reads, decodes and
-prepares the files, makes relevance, pools and writes it.  Prints pictures a second of both and their ratio, for one
-number of reading processes after the other; the rows go to benchmarks/results/keep_busy.csv.
+made again and again: what the device could do.  Then the files are only read: what the processor could do.  Then
+``compute_relevance``, the stage of an audit, reads, decodes and prepares the files, makes relevance, pools it, writes
+it.  Prints pictures a second of all three, and the ratio of the last to the first, for one number of reading processes
+after the other; the rows go to benchmarks/results/keep_busy.csv.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pfungst.domains.preprocessing import Preprocess
 from pfungst.maps import explain_batch, open_subject
 from pfungst.models import load_model
 from pfungst.pipeline import compute_relevance, identity, make_settings
+from pfungst.readers import read_ahead
 from pfungst.store import Run
 
 
@@ -87,17 +89,28 @@ def main() -> None:
                 return len(found["where"].sum((1, 2)).cpu())
 
             alone = rate(explain, arguments.seconds)
+            order = np.arange(arguments.pictures)
+            batches = np.split(order, range(arguments.batch, arguments.pictures, arguments.batch))
+            start = time.perf_counter()
+            for batch in read_ahead(subject.data, subject.preprocess, batches, readers, arguments.device):
+                assert not batch.bad
+            read = arguments.pictures / (time.perf_counter() - start)
             run = Run(Path(scratch) / f"run{readers}")
             run.begin(identity(subject, lambda *_: None))
             start = time.perf_counter()
             compute_relevance(run, subject, lambda *_: None)
             staged = arguments.pictures / (time.perf_counter() - start)
-            rows.append([hardware(arguments.device), readers, arguments.batch, f"{alone:.1f}", f"{staged:.1f}",
-                         f"{staged / alone:.3f}"])  # fmt: skip
-            print(f"{readers} readers: {alone:.0f} pictures/s alone, {staged:.0f} in the stage, {staged / alone:.0%}")
+            figures = [f"{alone:.1f}", f"{read:.1f}", f"{staged:.1f}", f"{staged / alone:.3f}"]
+            rows.append([hardware(arguments.device), readers, arguments.batch, *figures])
+            print(
+                f"{readers} readers: {alone:.0f} pictures/s by the device alone, {read:.0f} only read, {staged:.0f} in "
+                f"the stage, {staged / alone:.0%}"
+            )
     with arguments.results.open("w", newline="") as handle:
         writer = csv.writer(handle)
-        writer.writerow(["device", "readers", "batch", "alone_per_second", "stage_per_second", "ratio"])
+        writer.writerow(
+            ["device", "readers", "batch", "alone_per_second", "read_per_second", "stage_per_second", "ratio"]
+        )
         writer.writerows(rows)
 
 
