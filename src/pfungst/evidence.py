@@ -137,10 +137,11 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
         most = max(sign * end for end in evidence.interval)
         if most < least:
             reason = f"{evidence.test}: at most {most:+.2f} in favour, {least:.2f} is the least that counts"
-            if evidence.test == "undo" and suffices(verdict, standard):
+            if sign < 0 and suffices(verdict, standard):
+                put, how = (tests["apply"], "applied to") if whole else (tests["paste:same place"], "pasted on")
                 reason = (
-                    f"applied to pictures of other classes, it raises the score ({tests['apply'].effect:+.2f}); the "
-                    f"members keep theirs without it, they have other evidence, too ({reason})"
+                    f"{how} pictures of other classes, it raises the score ({put.effect:+.2f}); the members keep "
+                    f"theirs without it, they have other evidence, too ({reason})"
                 )
                 return replace(verdict, verdict="open", p=p, reason=reason)
             return replace(verdict, verdict="refuted", p=p, reason=reason)
@@ -175,14 +176,14 @@ def _least(verdict: Verdict, standard: Standard) -> float:
 
 
 def suffices(verdict: Verdict, standard: Standard) -> bool:
-    """Whether a property of whole pictures certainly speaks for the class wherever it is put, beyond its control."""
-    applied = next((evidence for evidence in verdict.evidence if evidence.test == "apply"), None)
-    if applied is None:
+    """Whether a region or a property certainly speaks for the class wherever it is put, beyond every control."""
+    tests = {evidence.test: evidence for evidence in verdict.evidence}
+    put = [tests[name] for name in (*MATCHED, "apply") if name in tests]
+    ordinary = tests.get("paste:ordinary evidence")
+    if not put or (ordinary is not None and ordinary.interval[0] <= 0):
         return False
-    return (
-        applied.interval[0] >= max(_least(verdict, standard), 1e-12)
-        and applied.effect >= standard.min_own * applied.treated
-    )
+    least = max(_least(verdict, standard), 1e-12)
+    return all(one.interval[0] >= least and one.effect >= standard.min_own * one.treated for one in put)
 
 
 def correct(
