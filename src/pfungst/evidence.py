@@ -130,25 +130,22 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
     whole = verdict.region.kind == "whole"
     if any(name not in tests for name in (WHOLE if whole else REQUIRED)):
         return replace(verdict, verdict="open", p=p, reason="there are no pictures of other classes to paste on")
-    needed = required(verdict)
-    signs = [-1 if evidence.test.startswith(("cut", "undo")) else 1 for evidence in needed]
-    least = _least(verdict, standard)
-    for evidence, sign in zip(needed, signs, strict=True):
-        most = max(sign * end for end in evidence.interval)
-        if most < least:
-            reason = f"{evidence.test}: at most {most:+.2f} in favour, {least:.2f} is the least that counts"
-            if sign < 0 and suffices(verdict, standard):
-                put, how = (tests["apply"], "applied to") if whole else (tests["paste:same place"], "pasted on")
-                reason = (
-                    f"{how} pictures of other classes, it raises the score ({put.effect:+.2f}); the members keep "
-                    f"theirs without it, they have other evidence, too ({reason})"
-                )
-                return replace(verdict, verdict="open", p=p, reason=reason)
-            return replace(verdict, verdict="refuted", p=p, reason=reason)
+    least, short = _least(verdict, standard), fall_short(verdict, standard)
+    if short is not None:
+        reason = f"{short.test}: at most {_in_favour(short):+.2f} in favour, {least:.2f} is the least that counts"
+        if _sign(short) < 0 and suffices(verdict, standard):
+            put, how = (tests["apply"], "applied to") if whole else (tests["paste:same place"], "pasted on")
+            reason = (
+                f"{how} pictures of other classes, it raises the score ({put.effect:+.2f}); the members keep theirs "
+                f"without it, they have other evidence, too ({reason})"
+            )
+            return replace(verdict, verdict="open", p=p, reason=reason)
+        return replace(verdict, verdict="refuted", p=p, reason=reason)
     ordinary = tests["apply" if whole else "paste:ordinary evidence"]
     if ordinary.interval[1] < 0:
         reason = f"pasted, the region says less for the class than its ordinary evidence ({ordinary.effect:+.2f})"
         return replace(verdict, verdict="refuted", p=p, reason=reason)
+    needed = required(verdict)
     matched = [evidence for evidence in needed if evidence.test in (*MATCHED, "apply")]
     for evidence in matched:
         if evidence.interval[1] < standard.min_own * evidence.treated:
@@ -156,7 +153,7 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
             source = "the opposite change brings" if whole else "ordinary members bring"
             reason = f"{evidence.test}: {source} {share:.0%} of the effect, so it is not the group's own"
             return replace(verdict, verdict="refuted", p=p, reason=reason)
-    weak = [e.test for e, sign in zip(needed, signs, strict=True) if sign * e.effect < least]
+    weak = [e.test for e in needed if _sign(e) * e.effect < least]
     weak += [ordinary.test] if ordinary.effect <= 0 else []
     weak += [f"{e.test} (share of its own)" for e in matched if e.effect < standard.min_own * e.treated]
     tried = "undoing and applying it" if whole else "cut and paste"
@@ -173,6 +170,22 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
 def _least(verdict: Verdict, standard: Standard) -> float:
     """The least effect that counts."""
     return standard.min_share * max(verdict.distance, 0)
+
+
+def _sign(evidence: Evidence) -> int:
+    """The way that the score has to go: down where the cue is taken away, up where it is put."""
+    return -1 if evidence.test.startswith(("cut", "undo")) else 1
+
+
+def _in_favour(evidence: Evidence) -> float:
+    """The most that speaks for the cue."""
+    return max(_sign(evidence) * end for end in evidence.interval)
+
+
+def fall_short(verdict: Verdict, standard: Standard) -> Evidence | None:
+    """The first of the tests that decide whose effect is certainly less than the least that counts, if any."""
+    least = _least(verdict, standard)
+    return next((evidence for evidence in required(verdict) if _in_favour(evidence) < least), None)
 
 
 def suffices(verdict: Verdict, standard: Standard) -> bool:

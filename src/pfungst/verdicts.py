@@ -15,7 +15,7 @@ from pfungst import heatmaps
 from pfungst.alterations import Alteration
 from pfungst.assignments import thin
 from pfungst.cuts import fill_colour, paste
-from pfungst.evidence import Evidence, Standard, Verdict, correct, describe_verdict, suffices
+from pfungst.evidence import Evidence, Standard, Verdict, correct, describe_verdict, fall_short, suffices
 from pfungst.heatmaps import encode_png
 from pfungst.interventions import Case, Samples, examine, observe
 from pfungst.maps import Progress, Subject, make_laboratory
@@ -121,8 +121,8 @@ def try_candidate(
     by its own, if it was found by one as well, and by what sets it apart.
     A group found by a property that does not explain it is tried by a region: a border is a property, too; and, if it
     is clearly apart, by what else sets it apart.  Where nothing is confirmed, a property that suffices goes before a
-    region that is refuted.  Returns the verdict, the alteration it is about (None: a region), what was said of a cause
-    tried before it, if any, and how many were tried.
+    region that is refuted, or suffices, too.  Returns the verdict, the alteration it is about (None: a region), what
+    was said of a cause tried before it, if any, and how many were tried.
     """
     settings, standard, suspicion = subject.settings, make_standard(subject.settings), candidate.suspicion
 
@@ -160,7 +160,8 @@ def try_candidate(
         whole = alter(cause)
         if told(whole, tries).verdict == "confirmed":
             return whole, asdict(cause), told(region).reason, tries
-        if kept[0] is region and suffices(whole, standard) and told(region).verdict == "refuted":
+        fails = told(region).verdict == "refuted" or fall_short(region, standard) is not None
+        if kept[0] is region and fails and suffices(whole, standard):
             kept = whole, asdict(cause), told(region).reason
     return *kept, tries
 
