@@ -143,10 +143,9 @@ def train(network: str, pictures: np.ndarray, labels: np.ndarray, classes: tuple
 
 
 def read_network(network: str, path: Path, classes: tuple[str, ...], device: str) -> ConvNet | ViT:
-    """A trained network from the file of its weights."""
+    """A trained network from the file of its weights, which may be kept in half precision."""
     model = NETWORKS[network](len(classes))
-    model.load_state_dict({name: value.to(torch.float32) if value.is_floating_point() else value
-                           for name, value in load_file(path).items()})  # fmt: skip
+    model.load_state_dict(load_file(path))
     return _finish(model.to(device), classes)
 
 

@@ -114,21 +114,22 @@ def _border(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Sides are a twelfth of the picture wide where one counts; less where all do, as a frame may be thin.
     """
-    plain: list[Tensor] = []
-    frame: list[Tensor] = []
-    inwards: list[Tensor] = []
-    for part, found in ((12, plain), (32, frame), (16, inwards)):
-        rows, columns = (max(1, length // part) for length in pixels.shape[2:])
-        sides = pixels[:, :, :rows], pixels[:, :, -rows:], pixels[..., :columns], pixels[..., -columns:]
-        for axis, side in zip((2, 2, 3, 3), sides, strict=True):
-            if part != 16:
-                found.append(side.flatten(2).std(2, correction=0).mean(1))
-            elif side.shape[axis] > 1:
-                found.append(side.diff(dim=axis).abs().flatten(1).mean(1))
-            else:  # one row or column says nothing
-                found.append(torch.ones(len(pixels), device=pixels.device))
+    plain, frame = (
+        [side.flatten(2).std(2, correction=0).mean(1) for side in _sides(pixels, part)] for part in (12, 32)
+    )
+    inwards = [
+        # One row or column says nothing.
+        side.diff(dim=axis).abs().flatten(1).mean(1) if side.shape[axis] > 1 else torch.ones_like(plain[0])
+        for axis, side in zip((2, 2, 3, 3), _sides(pixels, 16), strict=True)
+    ]
     first, second, third = (-(torch.stack(values, 1) + 1e-3).log() for values in (plain, frame, inwards))
     return first.amax(1), second.amin(1), third.mean(1)
+
+
+def _sides(pixels: Tensor, part: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The top, bottom, left and right of pictures, one ``part``-th of the height or width each."""
+    rows, columns = (max(1, length // part) for length in pixels.shape[2:])
+    return pixels[:, :, :rows], pixels[:, :, -rows:], pixels[..., :columns], pixels[..., -columns:]
 
 
 def measure_file(path: Path) -> tuple[list[float], str]:

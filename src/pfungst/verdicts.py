@@ -151,18 +151,19 @@ def try_candidate(
                 return other, asdict(cause), told(whole).reason, tries
         return whole, candidate.alteration, None, tries
     region = examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed)
-    if told(region).verdict == "confirmed" and region.region.area < _MOST_OF_IT:
+    first = told(region)
+    if first.verdict == "confirmed" and region.region.area < _MOST_OF_IT:
         return region, None, None, 1
+    fails = first.verdict == "refuted" or fall_short(region, standard) is not None
     causes = itertools.chain([alteration] if alteration is not None else [], sought())
     kept: tuple[Verdict, dict[str, Any] | None, str | None] = region, None, None
     tries = 1
     for tries, cause in enumerate(causes, 2):
         whole = alter(cause)
         if told(whole, tries).verdict == "confirmed":
-            return whole, asdict(cause), told(region).reason, tries
-        fails = told(region).verdict == "refuted" or fall_short(region, standard) is not None
+            return whole, asdict(cause), first.reason, tries
         if kept[0] is region and fails and suffices(whole, standard):
-            kept = whole, asdict(cause), told(region).reason
+            kept = whole, asdict(cause), first.reason
     return *kept, tries
 
 
