@@ -17,6 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Each module may import from lines above its own, and from its own folder as ``INSIDE`` says.
 ORDER = """
 errors
+processes
 store
 journals
 heatmaps charts

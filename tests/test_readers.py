@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +96,37 @@ def test_processes_are_for_a_gpu_with_many_batches() -> None:
     assert not readers.uses_processes(100, 8, "cpu")
     assert not readers.uses_processes(100, 1, "cuda")
     assert not readers.uses_processes(3, 8, "cuda")
+
+
+def _running() -> dict[int, int]:
+    """The parent of every process that has not ended."""
+    found = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, parent = file.read_text().rsplit(")", 1)[1].split()[:2]
+            if state != "Z":
+                found[int(file.parent.name)] = int(parent)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_processes_end_when_their_audit_is_killed(data: ImageData) -> None:
+    """Else they would wait for ever to hand over what they have read: each holds the pipe of the others."""
+    code = (
+        "import sys, time, numpy as np; from pfungst import readers\n"
+        "from pfungst.domains.image import read_images; from pfungst.domains.preprocessing import Preprocess\n"
+        "data = read_images(sys.argv[1]); batches = readers._by_processes(\n"
+        "    data, Preprocess(size=(256, 256)), [np.arange(40)] * 200, 2)\n"
+        "for _ in batches: print(flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, data.root], stdout=subprocess.PIPE) as audit:
+        assert audit.stdout is not None
+        audit.stdout.readline()
+        mine = [pid for pid, parent in _running().items() if parent == audit.pid]
+        assert len(mine) == 2
+        time.sleep(1)  # their pipes are full by now
+        audit.kill()
+    end = time.monotonic() + 15
+    while time.monotonic() < end and any(pid in _running() for pid in mine):
+        time.sleep(0.2)
+    assert not [pid for pid in mine if pid in _running()]

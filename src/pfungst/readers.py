@@ -7,7 +7,9 @@ through pipes, a quarter of what inputs are, and need no shared memory, of which
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from pfungst.domains.image import ImageData, read_pixels
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.errors import RunError
+from pfungst.processes import end_with
 from pfungst.properties import measure_file
 
 _AHEAD = 3  # batches that are read, or being read, before they are asked for
@@ -107,6 +110,7 @@ def _by_processes(
         parts,
         batch_size=None,
         num_workers=min(workers, len(parts)),
+        worker_init_fn=functools.partial(end_with, os.getpid()),
         collate_fn=_as_it_is,  # arrays stay arrays: tensors would go through shared memory
         multiprocessing_context="fork",  # a model's own preprocessing need not be one that can be pickled
     )

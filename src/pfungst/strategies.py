@@ -8,8 +8,6 @@ part is analysed, from which the others get their groups.
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +22,7 @@ from pfungst.errors import RunError
 from pfungst.findings import SAME, Group, find_groups, jaccard
 from pfungst.maps import Progress, Subject
 from pfungst.neighbours import measure_outliers
+from pfungst.processes import end_with
 from pfungst.spectra import cluster_samples
 from pfungst.store import READ, Run
 from pfungst.vectors import gate_sums, sum_maps, unit_rows
@@ -220,7 +219,7 @@ def _spread(tasks: Iterator[tuple[Any, ...]], processes: int) -> Iterator[tuple[
     # Not multiprocessing's own: that would run a caller's script once more in every process.
     from joblib.externals.loky import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(processes, timeout=60, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(processes, timeout=60, initializer=end_with, initargs=(os.getpid(),)) as pool:
         waiting: deque[Any] = deque()
         for task in tasks:
             waiting.append(pool.submit(_analyse_class, *task))
@@ -228,17 +227,6 @@ def _spread(tasks: Iterator[tuple[Any, ...]], processes: int) -> Iterator[tuple[
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _end_with(parent: int) -> None:
-    """Let this process end when its parent is killed; else it would wait for ever for somebody to take its results."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _analyse_class(
