@@ -63,6 +63,12 @@ def _verdict(*changed: Evidence, distance: float = 10.0) -> Verdict:
     return Verdict("open", 1.0, distance, Region("fixed", "pixels", 0.04), tuple(tests.values()), "")
 
 
+def _pasted(same: float, other: float) -> list[Evidence]:
+    """Pastes that bring 8.5, the same place of ordinary members ``same``, of other classes ``other``."""
+    brought = {"paste:same place": same, "paste:other classes": other}
+    return [_evidence(name, 8.5 - control, 0.9, control) for name, control in brought.items()]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_correction_is_holms(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -112,10 +118,15 @@ def test_the_greatest_p_of_the_required_tests_counts() -> None:
         ([_evidence("cut:colour", -0.8)], 0.01, 0.9, "open", "too small to count in cut:colour"),
         ([_evidence("paste:ordinary evidence", -2)], 0.01, 0.9, "refuted", r"than its ordinary evidence \(-2\.00\)"),
         ([_evidence("paste:ordinary evidence", -0.5)], 0.01, 0.9, "open", "too small to count in paste:ordinary ev"),
+        ([_evidence("paste:ordinary evidence", 0.9)], 0.01, 0.9, "open", "too small to count in paste:ordinary ev"),
+        (_pasted(same=5.0, other=2.5), 0.01, 0.9, "confirmed", "beyond every control"),  # 3.5 of 6
+        (_pasted(same=5.0, other=1.0), 0.01, 0.9, "open", r"same place \(share of its own\)"),  # 3.5 of 7.5
+        (_pasted(same=6.5, other=2.5), 0.01, 0.9, "refuted", "ordinary members bring 67% of the effect"),  # 2 of 6
+        (_pasted(same=5.0, other=7.9), 0.01, 0.9, "open", "too small to count in paste:other classes"),
         ([_evidence("paste:same place", 2.0, control=6.0)], 0.01, 0.9, "refuted", "members bring 75% of the effect"),
         ([_evidence("paste:same place", 4.0, control=5.0)], 0.01, 0.9, "open", r"same place \(share of its own\)"),
-        ([_evidence("paste:same rule", 2.0, control=6.0)], 0.01, 0.9, "refuted", "^paste:same rule: ordinary members"),
-        ([_evidence("paste:same rule", 0.8)], 0.01, 0.9, "open", "too small to count in paste:same rule"),
+        ([_evidence("paste:same rule", 1.5, control=4.0)], 0.01, 0.9, "refuted", "^paste:same rule: ordinary members"),
+        ([_evidence("paste:same rule", 0.8, 2.5)], 0.01, 0.9, "open", "too small to count in paste:same rule"),
         ([_evidence("paste:same rule", 5.0)], 0.01, 0.9, "confirmed", "beyond every control"),
         ([_evidence("cut:noise", -9.0), _evidence("borders:grey", 5.0)], 0.01, 0.9, "confirmed", "both work"),
     ],
@@ -313,6 +324,10 @@ def test_a_cue_that_the_model_uses_is_confirmed(cue: str, weight: float, seed: i
     assert verdict.region.kind == ("moving" if cue == "spot" else "fixed")
     assert ("paste:same rule" in tests) == (cue == "spot")
     assert ("borders:noise" in tests) == (cue == "border")
+    other = tests["paste:other classes"]
+    if cue != "spot":  # a linear model, and each picture gives its region and gets another one: nothing is won
+        assert other.control == pytest.approx(0, abs=1e-5)
+        assert other.effect == pytest.approx(tests["paste:same place"].treated, abs=1e-5)
     if verdict.region.mask is not None:
         assert verdict.region.mask[place].float().mean() > 0.7
         assert verdict.region.mask[~place].float().mean() < 0.2

@@ -6,7 +6,7 @@ bootstrap interval and a sign-flip permutation p; Holm's correction over all fin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -108,7 +108,8 @@ class Standard:
     """What evidence has to show; see the settings of the same names.
 
     min_share  least effect that counts, as a share of the way from other classes' scores to the members'
-    min_own    least part of a paste's effect that the same place of ordinary members must lack
+    min_own    least part of a paste's effect that the same place of ordinary members must lack, of that which goes
+               beyond what the same place of any picture brings
     separate   least suspicion of the group: in experiments a piece of one cloud can work as well as a group apart
     alpha      chance of a false confirmation in the run
     """
@@ -147,15 +148,17 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
         return replace(verdict, verdict="refuted", p=p, reason=reason)
     needed = required(verdict)
     matched = [evidence for evidence in needed if evidence.test in (*MATCHED, "apply")]
+    gain = _gain(tests)
     for evidence in matched:
-        if evidence.interval[1] < standard.min_own * evidence.treated:
-            share = evidence.control / evidence.treated
+        if evidence.interval[1] < standard.min_own * gain:
+            share = 1 - evidence.effect / gain
             source = "the opposite change brings" if whole else "ordinary members bring"
             reason = f"{evidence.test}: {source} {share:.0%} of the effect, so it is not the group's own"
             return replace(verdict, verdict="refuted", p=p, reason=reason)
     weak = [e.test for e in needed if _sign(e) * e.effect < least]
-    weak += [ordinary.test] if ordinary.effect <= 0 else []
-    weak += [f"{e.test} (share of its own)" for e in matched if e.effect < standard.min_own * e.treated]
+    weak += [ordinary.test] if ordinary.interval[0] <= 0 else []
+    weak += ["paste:other classes"] if gain < least else []
+    weak += [f"{e.test} (share of its own)" for e in matched if e.effect < standard.min_own * gain]
     tried = "undoing and applying it" if whole else "cut and paste"
     if p <= standard.alpha and not weak and suspicion < standard.separate:
         reason = f"{tried} work, but the group is hardly apart from its class (suspicion {suspicion:.2f})"
@@ -177,6 +180,16 @@ def _sign(evidence: Evidence) -> int:
     return -1 if evidence.test.startswith(("cut", "undo")) else 1
 
 
+def _gain(tests: Mapping[str, Evidence]) -> float:
+    """What a property or a region brings where it is put; of a region, beyond what the same place of any picture does.
+
+    A paste covers what is there, and that alone can raise the score: neither the group's nor the class's evidence.
+    Runs that were made before that was measured have none to take off.
+    """
+    put = tests.get("paste:other classes")
+    return put.effect if put is not None else tests["apply" if "apply" in tests else "paste:same place"].treated
+
+
 def _in_favour(evidence: Evidence) -> float:
     """The most that speaks for the cue."""
     return max(_sign(evidence) * end for end in evidence.interval)
@@ -196,7 +209,8 @@ def suffices(verdict: Verdict, standard: Standard) -> bool:
     if not put or (ordinary is not None and ordinary.interval[0] <= 0):
         return False
     least = max(_least(verdict, standard), 1e-12)
-    return all(one.interval[0] >= least and one.effect >= standard.min_own * one.treated for one in put)
+    gain = _gain(tests)
+    return gain >= least and all(o.interval[0] >= least and o.effect >= standard.min_own * gain for o in put)
 
 
 def correct(

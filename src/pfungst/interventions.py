@@ -3,11 +3,12 @@
 cut      (necessity) the region of members goes to noise, to the colours around it, to a blur, to an inpainting, or is
          exchanged for the same place of members of the class outside the group.  Control: the same change in a region
          of the same size and shape where relevance is not.
-paste    (sufficiency) the region of a member is put on pictures of other classes.  Controls, all cut from ordinary
+paste    (sufficiency) the region of a member is put on pictures of other classes.  Controls, cut from ordinary
          members, which are those of the class outside the group: the same place; for a region that moves, the region
          that the same rule finds in them; and the core of their ordinary evidence: where their relevance is strongest,
          up to half of all their positive relevance or the region's own area.  A region that says no more for the class
-         than that is no finding.
+         than that is no finding.  Another control is cut from pictures of other classes, the same place: what covering
+         a part of a picture does by itself, which says nothing for the class, whoever is covered.
 borders  (the talk's test, for regions along the border) to noise, to one constant colour, to a random colour each.
          Control: a frame as wide, further inside.
 
@@ -341,12 +342,12 @@ def _test_pastes(lab: Laboratory, target: int, scene: Scene, seed: int) -> Itera
     treated, after = measure_changes(before, lab.ask(paste(group.inputs[donors], receivers, masks)), target)
     strongest = mask_core(smooth_maps(others.pixels, max(others.pixels.shape[1:]) / 40), region.area)
     was = before.argmax(1).cpu().numpy() == target
-    controls = {"paste:same place": masks, "paste:ordinary evidence": strongest[rivals]}
+    ordinary = others.inputs[rivals]
+    controls = {"paste:same place": (ordinary, masks), "paste:ordinary evidence": (ordinary, strongest[rivals])}
     if region.kind == "moving":
-        controls["paste:same rule"] = region.masks(others.cues)[rivals]
-    for name, chosen in controls.items():
-        control, after_control = measure_changes(
-            before, lab.ask(paste(others.inputs[rivals], receivers, chosen)), target
-        )
+        controls["paste:same rule"] = (ordinary, region.masks(others.cues)[rivals])
+    controls["paste:other classes"] = (receivers.roll(1, 0), masks)
+    for name, (source, chosen) in controls.items():
+        control, after_control = measure_changes(before, lab.ask(paste(source, receivers, chosen)), target)
         flips = ~was & (after == target), ~was & (after_control == target)
         yield compare(name, treated, control, flips, seed)

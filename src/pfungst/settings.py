@@ -114,7 +114,7 @@ class Settings:
     )
     min_own: float = _setting(
         0.5,
-        "Least part of a paste's effect that the same place of ordinary members must lack.",
+        "Least part of a paste's effect, beyond that of any picture's paste, that ordinary members must lack.",
         low=0,
         high=1,
         advanced=True,
