@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,7 +12,19 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from pfungst.alterations import CHANGES, Alteration, blur, calibrate, exchange_colour, exchange_detail, find_alteration
+from pfungst.alterations import (
+    CHANGES,
+    Alteration,
+    Padding,
+    Recolouring,
+    Scaling,
+    blur,
+    calibrate,
+    exchange_colour,
+    exchange_detail,
+    find_alteration,
+    restore_alteration,
+)  # fmt: skip
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.properties import SEEN, measure_pixels
 
@@ -104,7 +118,7 @@ def test_tint_is_found_and_undone() -> None:
 @pytest.mark.parametrize("name", CHANGES)
 def test_control_alters_as_much(name: str) -> None:
     x = pictures(8)
-    alteration = Alteration(name, towards=0.7, back=-0.7)
+    alteration = Scaling(name, towards=0.7, back=-0.7)
     for treated, control in (
         (alteration.apply(x), alteration.apply_opposite(x)),
         (alteration.undo(x, x), alteration.undo_control(x, x)),
@@ -195,3 +209,13 @@ def test_pixels_and_inputs(channels: str) -> None:
     x = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (2, count, 8, 8)).astype(np.float32))
     x = preprocess.from_pixels(preprocess.to_pixels(x))
     torch.testing.assert_close(preprocess.from_pixels(preprocess.to_pixels(x)), x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("made", [Scaling("sharpness", -2.0), Scaling("saturation", 0.5, -0.4),
+                                  Recolouring(gain=(0.9, 1.0, 1.1)), Padding(margins=(0.1, 0, 0, 0.2))])  # fmt: skip
+def test_an_alteration_comes_back_from_its_record(made: Alteration) -> None:
+    """From JSON, and from that of older runs, which had the numbers of every kind."""
+    record = json.loads(json.dumps(asdict(made)))
+    assert restore_alteration(record) == made
+    every = {"towards": 1.0, "back": None, "gain": [1.0] * 3, "offset": [0.0] * 3, "margins": [0.0] * 4}
+    assert restore_alteration(every | record) == made

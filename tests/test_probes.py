@@ -17,7 +17,7 @@ from scipy.stats import binom
 
 import pfungst
 from pfungst import verdicts
-from pfungst.alterations import Alteration
+from pfungst.alterations import Scaling
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.evidence import Evidence, Standard, Verdict, correct
 from pfungst.findings import jaccard
@@ -165,7 +165,7 @@ def test_a_group_whose_region_explains_nothing_is_tried_by_property(photos: Path
     assert tested.views == ("where", "property:colour")
     assert as_tested(group, {"alteration": None}) == group
     # Its own property is not what the model answers to: what sets it apart is tried, too, whichever came first.
-    wrong = asdict(Alteration("sharpness", 0.5, -0.5))
+    wrong = asdict(Scaling("sharpness", 0.5, -0.5))
     for views, tried in (("where", "property:sharpness"), 3), (("property:sharpness",), 3):
         own = replace(group, alteration=wrong, views=views)
         verdict, other, before, tries = try_candidate(run, subject, lab, case, own)
@@ -231,7 +231,7 @@ def test_a_property_that_suffices_goes_before_a_region_that_is_refuted(
     monkeypatch.setattr(verdicts, "examine_alteration", lambda *_, **__: whole)
     subject: Any = SimpleNamespace(settings=Settings(), preprocess=None)
     none = np.zeros(0, int)
-    candidate = Candidate(0, none, none, 0.4, ("where", "property:blockiness"), asdict(Alteration("blockiness", 3.0)))
+    candidate = Candidate(0, none, none, 0.4, ("where", "property:blockiness"), asdict(Scaling("blockiness", 3.0)))
     nothing: Any = None
     found, alteration, before, tries = try_candidate(nothing, subject, nothing, nothing, candidate)
     assert (alteration or {}).get("property") == kept

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from pfungst.heatmaps import LUMA
 from pfungst.properties import SEEN, measure_pixels
 
 _CALIBRATED = 16  # pictures on which a strength is found
 Change = Callable[[Tensor, float], Tensor]  # pixels (m, 3, H, W) in 0..1, signed strength -> the same shape
 _STILL = 0.01  # least mean step from one row or column to the next, of 0..1, in what is no padding
 _LEAST_MARGIN = 0.02  # share of a side from which it counts as padded
-_GREY = (0.299, 0.587, 0.114)
 
 
 def _clip(pixels: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def exchange_colour(pixels: Tensor, donors: Tensor) -> Tensor:
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    weights = torch.tensor(_GREY, dtype=pixels.dtype, device=pixels.device)
+    weights = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device)
     return torch.einsum("mchw,c->mhw", pixels, weights)[:, None]
 
 
@@ -99,14 +101,14 @@ def _jpeg(picture: Tensor, quality: int) -> Tensor:
     return torch.from_numpy(np.asarray(Image.open(buffer).convert("RGB"), np.float32) / 255).permute(2, 0, 1)
 
 
-# Property -> how it is changed, and the greatest strength that makes sense.  The colours are one change, of all levels.
+# Property -> how it is changed, and the greatest strength that makes sense.
 CHANGES: dict[str, tuple[Change, float]] = {
     "saturation": (_saturate, 2.0),
     "sharpness": (_sharpen, 4.0),
     "noise": (_add_noise, 2.0),
     "blockiness": (_compress, 4.6),
 }
-OTHERS = ("colour", "edge padding")  # what can be changed, too, by other numbers than a strength
+# The colours are one change, of all levels: ``Recolouring``.
 COLOURS = (
     "brightness", "contrast", "red over green", "blue over yellow", "black level", "white level", "red of white",
     "blue of white",
@@ -114,72 +116,136 @@ COLOURS = (
 
 
 @dataclass(frozen=True)
-class Alteration:
+class Alteration(ABC):
     """What turns ordinary pictures into pictures like those of a group, and back.
 
-    property      the property that is moved, or "colour"
-    towards       strength that makes ordinary pictures of the class like the group's
-    back          strength that makes the group's pictures like the others; None where something was lost (detail by a
-                  blur or a codec, colour in a grey picture), and that of other pictures takes its place
-    gain, offset  of "colour", by channel: pixels become gain * pixels + offset
-    margins       of "edge padding": top, bottom, left and right, as shares of the height or width
+    Pictures are (m, 3, H, W) in 0..1.  ``property`` is what is changed: a key of ``KINDS`` or of ``CHANGES``.
     """
 
     property: str
+
+    @classmethod
+    @abstractmethod
+    def find(cls, name: str, group: Tensor, others: Tensor) -> Alteration | None:
+        """The change of this kind that tells the group's pictures from the others; None where none can be made."""
+
+    @abstractmethod
+    def apply(self, pixels: Tensor) -> Tensor:
+        """Ordinary pictures, made like the group's."""
+
+    @abstractmethod
+    def undo(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
+        """Pictures of the group made like ordinary ones, of which as many are given."""
+
+    @abstractmethod
+    def apply_opposite(self, pixels: Tensor) -> Tensor:
+        """The matched control of ``apply``: a change the other way that alters the pixels as much."""
+
+    @abstractmethod
+    def undo_control(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
+        """The matched control of ``undo``: as great a change the other way; where something was exchanged or cut away,
+        the same pictures with the property put back."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """In words."""
+
+
+@dataclass(frozen=True)
+class Scaling(Alteration):
+    """A property of ``CHANGES``, moved by a strength.
+
+    towards  strength that makes ordinary pictures of the class like the group's
+    back     strength that makes the group's pictures like the others; None where something was lost (detail by a blur
+             or a codec, colour in a grey picture), and that of other pictures takes its place
+    """
+
     towards: float = 1.0
     back: float | None = None
-    gain: tuple[float, ...] = (1.0, 1.0, 1.0)
-    offset: tuple[float, ...] = (0.0, 0.0, 0.0)
-    margins: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+
+    @classmethod
+    def find(cls, name: str, group: Tensor, others: Tensor) -> Scaling | None:
+        """Strengths that move the medians; None where none does: a sharp picture cannot be had from a blurred one."""
+        column = list(SEEN).index(name)
+        inside, outside = (float(measure_pixels(x)[:, column].median()) for x in (group, others))
+        if inside == outside:
+            return None
+        towards = calibrate(name, others, inside)
+        if towards is None:
+            return None
+        lost = (name in ("sharpness", "noise") and towards < 0) or (name == "blockiness" and towards > 0)
+        return cls(name, towards, None if lost else calibrate(name, group, outside))
 
     def apply(self, pixels: Tensor) -> Tensor:
-        """Ordinary pictures (m, 3, H, W) in 0..1, made like the group's."""
-        if self.property == "colour":
-            return _clip(self._column(self.gain, pixels) * pixels + self._column(self.offset, pixels))
-        if self.property == "edge padding":
-            return _pad(pixels, self.margins)
         return CHANGES[self.property][0](pixels, self.towards)
 
     def undo(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
-        """Pictures of the group made like ordinary ones, of which as many are given."""
-        if self.property == "colour":
-            return _clip((pixels - self._column(self.offset, pixels)) / self._column(self.gain, pixels))
-        if self.property == "edge padding":
-            return _cut(pixels, self.margins)
         if self.back is not None:
             return CHANGES[self.property][0](pixels, self.back)
         return (exchange_colour if self.property == "saturation" else exchange_detail)(pixels, ordinary)
 
     def apply_opposite(self, pixels: Tensor) -> Tensor:
-        """The matched control of ``apply``: a change the other way that alters the pixels as much; of padding, as much
-        is cut away."""
-        if self.property == "edge padding":
-            return _cut(pixels, self.margins)
         return self._opposite(pixels, self.apply(pixels), self.towards)
 
     def undo_control(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
-        """The matched control of ``undo``: as great a change the other way; where something was exchanged or cut away,
-        the same pictures with the property put back."""
         treated = self.undo(pixels, ordinary)
-        if self.property != "colour" and self.back is None:  # of padding, too
-            return self.apply(treated)
-        return self._opposite(pixels, treated, self.back or 0.0)
+        return self.apply(treated) if self.back is None else self._opposite(pixels, treated, self.back)
 
     def _opposite(self, pixels: Tensor, treated: Tensor, strength: float) -> Tensor:
-        if self.property == "colour":
-            return _clip(2 * pixels - treated)
         change, limit = CHANGES[self.property]
         size, sign = _size(pixels, treated), -math.copysign(1.0, strength)
         return change(pixels, sign * _bisect(lambda s: _size(pixels, change(pixels, sign * s)), size, limit))
 
-    @staticmethod
-    def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
-        return torch.tensor(values).to(like)[:, None, None]
+    def describe(self) -> str:
+        return f"the whole picture being {SEEN[self.property][self.towards > 0]} ({self.property})"
+
+
+@dataclass(frozen=True)
+class Recolouring(Alteration):
+    """A linear change of each channel: pixels become gain * pixels + offset."""
+
+    property: str = "colour"
+    gain: tuple[float, ...] = (1.0, 1.0, 1.0)
+    offset: tuple[float, ...] = (0.0, 0.0, 0.0)
+
+    @classmethod
+    def find(cls, name: str, group: Tensor, others: Tensor) -> Recolouring | None:
+        """The change that brings the others' levels to the group's: least squares over quantiles, by channel.
+
+        Levels near black and white are left out, where what was clipped says nothing.
+        """
+        levels = torch.linspace(0.02, 0.98, 25, device=group.device)
+        here, there = (torch.quantile(_thinned(x), levels, 2).mean(1) for x in (group, others))  # (25, 3) each
+        gain, offset = [], []
+        for c in range(3):
+            usable = (here[:, c] > 0.03) & (here[:, c] < 0.97) & (there[:, c] > 0.03) & (there[:, c] < 0.97)
+            x, y = there[usable, c].double(), here[usable, c].double()
+            spread = float(x.var(correction=0)) if len(x) > 3 else 0.0
+            slope = float(((x - x.mean()) * (y - y.mean())).mean()) / spread if spread > 1e-4 else 1.0
+            slope = min(max(slope, 0.2), 5.0)
+            gain.append(slope)
+            offset.append(float(y.mean() - slope * x.mean()) if len(x) else 0.0)
+        change = max(abs(g * level + o - level) for g, o in zip(gain, offset, strict=True) for level in (0.2, 0.5, 0.8))
+        return None if change < 0.01 else cls(gain=tuple(gain), offset=tuple(offset))
+
+    def apply(self, pixels: Tensor) -> Tensor:
+        gain, offset = self._columns(pixels)
+        return _clip(gain * pixels + offset)
+
+    def undo(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
+        gain, offset = self._columns(pixels)
+        return _clip((pixels - offset) / gain)
+
+    def apply_opposite(self, pixels: Tensor) -> Tensor:
+        return _clip(2 * pixels - self.apply(pixels))
+
+    def undo_control(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
+        return _clip(2 * pixels - self.undo(pixels, ordinary))
+
+    def _columns(self, like: Tensor) -> Tensor:
+        return torch.tensor((self.gain, self.offset)).to(like)[:, :, None, None]
 
     def describe(self) -> str:
-        """In words."""
-        if self.property != "colour":
-            return f"the whole picture being {SEEN[self.property][self.towards > 0]} ({self.property})"
         middle = [gain * 0.5 + offset - 0.5 for gain, offset in zip(self.gain, self.offset, strict=True)]
         named = list(zip(("red", "green", "blue"), middle, strict=True))
         parts = [
@@ -193,25 +259,72 @@ class Alteration:
         return f"the colour of the whole picture ({', '.join(parts) or 'its range'})"
 
 
-def _edges(pixels: Tensor, margins: tuple[float, ...]) -> tuple[int, int, int, int]:
-    height, width = pixels.shape[2:]
-    top, bottom, left, right = margins
-    return round(top * height), round(bottom * height), round(left * width), round(right * width)
+@dataclass(frozen=True)
+class Padding(Alteration):
+    """The picture made smaller, its outermost pixels repeated around it; undone, the padding is cut away.
+
+    margins  top, bottom, left and right, as shares of the height or width
+    """
+
+    property: str = "edge padding"
+    margins: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+
+    @classmethod
+    def find(cls, name: str, group: Tensor, others: Tensor) -> Padding | None:
+        """How wide the margins are where the group's pictures are drawn out, and the others are not."""
+        here, there = (_drawn_out(x).median(0).values for x in (group, others))
+        margins = torch.where(here > there + _LEAST_MARGIN, here, 0.0).tolist()
+        inside = 1 - max(margins[0] + margins[1], margins[2] + margins[3])
+        return None if inside == 1 or inside < 0.1 else cls(margins=tuple(margins))
+
+    def apply(self, pixels: Tensor) -> Tensor:
+        top, bottom, left, right = self._edges(pixels)
+        size = pixels.shape[2] - top - bottom, pixels.shape[3] - left - right
+        inner = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+        return functional.pad(inner, (left, right, top, bottom), mode="replicate")
+
+    def undo(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
+        return self._cut(pixels)
+
+    def apply_opposite(self, pixels: Tensor) -> Tensor:
+        return self._cut(pixels)  # as much as was padded is cut away
+
+    def undo_control(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
+        return self.apply(self._cut(pixels))
+
+    def _cut(self, pixels: Tensor) -> Tensor:
+        """What is inside the margins, enlarged."""
+        top, bottom, left, right = self._edges(pixels)
+        inner = pixels[:, :, top : pixels.shape[2] - bottom, left : pixels.shape[3] - right]
+        return functional.interpolate(inner, pixels.shape[2:], mode="bilinear", antialias=True)
+
+    def _edges(self, pixels: Tensor) -> tuple[int, int, int, int]:
+        height, width = pixels.shape[2:]
+        top, bottom, left, right = self.margins
+        return round(top * height), round(bottom * height), round(left * width), round(right * width)
+
+    def describe(self) -> str:
+        return f"the whole picture being {SEEN[self.property][1]} ({self.property})"
 
 
-def _pad(pixels: Tensor, margins: tuple[float, ...]) -> Tensor:
-    """The pictures made smaller, with their outermost pixels repeated around them."""
-    top, bottom, left, right = _edges(pixels, margins)
-    size = pixels.shape[2] - top - bottom, pixels.shape[3] - left - right
-    inner = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-    return functional.pad(inner, (left, right, top, bottom), mode="replicate")
+# What is changed by other numbers than a strength.
+KINDS: dict[str, type[Alteration]] = {"colour": Recolouring, "edge padding": Padding}
 
 
-def _cut(pixels: Tensor, margins: tuple[float, ...]) -> Tensor:
-    """What is inside the margins, enlarged."""
-    top, bottom, left, right = _edges(pixels, margins)
-    inner = pixels[:, :, top : pixels.shape[2] - bottom, left : pixels.shape[3] - right]
-    return functional.interpolate(inner, pixels.shape[2:], mode="bilinear", antialias=True)
+def find_alteration(name: str, group: Tensor, others: Tensor) -> Alteration | None:
+    """The change in a property (of ``CHANGES`` or ``KINDS``) that tells the group's pictures from the others.
+
+    None where it cannot be made.
+    """
+    return KINDS.get(name, Scaling).find(name, group, others)
+
+
+def restore_alteration(record: dict[str, Any]) -> Alteration:
+    """An alteration from its record in a run folder, ``dataclasses.asdict`` of it."""
+    kind = KINDS.get(record["property"], Scaling)
+    own = {field.name for field in fields(kind)}  # runs made before have the numbers of all kinds
+    known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items() if key in own}
+    return kind(**known)
 
 
 def _size(before: Tensor, after: Tensor) -> float:
@@ -245,54 +358,6 @@ def calibrate(name: str, pixels: Tensor, goal: float) -> float | None:
     sign = 1.0 if goal > start else -1.0
     found = sign * _bisect(lambda s: sign * (median(sign * s) - start), abs(goal - start), limit)
     return found if abs(median(found) - goal) <= 0.25 * abs(goal - start) else None
-
-
-def find_alteration(name: str, group: Tensor, others: Tensor) -> Alteration | None:
-    """The change in a property (or of ``OTHERS``) that tells the group's pictures from the others, both (m, 3, H, W).
-
-    None where it cannot be made: a sharp picture cannot be had from a blurred one, say.
-    """
-    if name == "colour":
-        return _find_colour(group, others)
-    if name == "edge padding":
-        return _find_padding(group, others)
-    column = list(SEEN).index(name)
-    inside, outside = (float(measure_pixels(x)[:, column].median()) for x in (group, others))
-    if inside == outside:
-        return None
-    towards = calibrate(name, others, inside)
-    if towards is None:
-        return None
-    lost = (name in ("sharpness", "noise") and towards < 0) or (name == "blockiness" and towards > 0)
-    return Alteration(name, towards, None if lost else calibrate(name, group, outside))
-
-
-def _find_colour(group: Tensor, others: Tensor) -> Alteration | None:
-    """The linear change of each channel that brings the others' levels to the group's: least squares over quantiles.
-
-    Levels near black and white are left out, where what was clipped says nothing.
-    """
-    levels = torch.linspace(0.02, 0.98, 25, device=group.device)
-    here, there = (torch.quantile(_thinned(x), levels, 2).mean(1) for x in (group, others))  # (25, 3) each
-    gain, offset = [], []
-    for c in range(3):
-        usable = (here[:, c] > 0.03) & (here[:, c] < 0.97) & (there[:, c] > 0.03) & (there[:, c] < 0.97)
-        x, y = there[usable, c].double(), here[usable, c].double()
-        spread = float(x.var(correction=0)) if len(x) > 3 else 0.0
-        slope = float(((x - x.mean()) * (y - y.mean())).mean()) / spread if spread > 1e-4 else 1.0
-        slope = min(max(slope, 0.2), 5.0)
-        gain.append(slope)
-        offset.append(float(y.mean() - slope * x.mean()) if len(x) else 0.0)
-    change = max(abs(g * level + o - level) for g, o in zip(gain, offset, strict=True) for level in (0.2, 0.5, 0.8))
-    return None if change < 0.01 else Alteration("colour", gain=tuple(gain), offset=tuple(offset))
-
-
-def _find_padding(group: Tensor, others: Tensor) -> Alteration | None:
-    """How wide the margins are where the group's pictures are drawn out, and the others are not."""
-    here, there = (_drawn_out(x).median(0).values for x in (group, others))
-    margins = torch.where(here > there + _LEAST_MARGIN, here, 0.0).tolist()
-    inside = 1 - max(margins[0] + margins[1], margins[2] + margins[3])
-    return None if inside == 1 or inside < 0.1 else Alteration("edge padding", margins=tuple(margins))
 
 
 def _drawn_out(pixels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pfungst.alterations import restore_alteration
 from pfungst.cards import show_verdict
 from pfungst.counterevidence import (
     fit_directions,
@@ -28,7 +29,7 @@ from pfungst.maps import Subject, make_laboratory
 from pfungst.models import LoadedModel
 from pfungst.own_findings import make_candidate
 from pfungst.own_groups import FOLDER, read_own
-from pfungst.probes import examine_alteration, restore_alteration
+from pfungst.probes import examine_alteration
 from pfungst.regions import Laboratory
 from pfungst.store import Run
 from pfungst.strategies import Candidate, rank_candidates

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfungst.alterations import restore_alteration
 from pfungst.confirmations import find_candidate
 from pfungst.errors import DataError, RunError, SettingError
 from pfungst.heatmaps import encode_png
 from pfungst.interventions import Case, set_scene
 from pfungst.maps import Subject, make_laboratory
-from pfungst.probes import restore_alteration
 from pfungst.regions import Laboratory
 from pfungst.store import Run, writing
 from pfungst.strategies import Candidate

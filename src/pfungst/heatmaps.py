@@ -33,7 +33,7 @@ ONE_SIDED = ("sequential",)
 _ENTRIES = 255
 # What is left of a picture's own colour below an overlay, where red and blue are to mean relevance alone.
 _SATURATION = 0.35
-_LUMA = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in a grey (ITU-R BT.601, as Pillow's)
 # Opacity grows faster than |score|: relevance is so uneven that half of it would otherwise be invisible.
 _OPACITY_EXPONENT = 0.6
 INK, PAPER, FAINT = (25, 25, 28), (255, 255, 255), (110, 110, 116)
@@ -110,7 +110,7 @@ def desaturate(pixels: Any) -> np.ndarray:
     picture = np.clip(np.asarray(pixels, dtype=float), 0, 1)
     if picture.ndim != 3 or picture.shape[2] != 3:
         raise SettingError(f"a picture of shape {picture.shape}", "give (height, width, 3), values in [0, 1]")
-    grey = (picture @ np.array(_LUMA))[..., None]
+    grey = (picture @ np.array(LUMA))[..., None]
     return np.rint((grey + _SATURATION * (picture - grey)) * 255).astype(np.uint8)
 
 

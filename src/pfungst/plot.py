@@ -392,4 +392,4 @@ def _colours(ax: Any) -> dict[str, str]:
     from matplotlib.colors import to_rgb
 
     ground = ax.get_facecolor() if ax.get_facecolor()[3] > 0 else ax.figure.get_facecolor()
-    return COLOURS["light" if float(np.dot(to_rgb(ground), (0.299, 0.587, 0.114))) > 0.5 else "dark"]
+    return COLOURS["light" if float(np.dot(to_rgb(ground), heatmaps.LUMA)) > 0.5 else "dark"]

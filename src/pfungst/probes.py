@@ -9,14 +9,14 @@ undone in every picture of the class: the group is the pictures that lose by it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pfungst.alterations import CHANGES, COLOURS, OTHERS, Alteration, find_alteration
+from pfungst.alterations import CHANGES, COLOURS, KINDS, Alteration, find_alteration
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.evidence import Evidence, Verdict, compare
 from pfungst.findings import SAME, jaccard, repeats, valley_depth
@@ -265,7 +265,7 @@ def _suspects(inside: np.ndarray, outside: np.ndarray, tried: str) -> list[str]:
     for column in np.argsort(-_lead(inside, outside), kind="stable"):
         name = list(SEEN)[column]
         kind = "colour" if name in COLOURS else name
-        if kind not in (*names, tried) and kind in (*OTHERS, *CHANGES):
+        if kind not in (*names, tried) and kind in (*KINDS, *CHANGES):
             names.append(kind)
     return names[:2]
 
@@ -392,9 +392,3 @@ def _test_applying(
         results.append((change, (before.argmax(1).cpu().numpy() != target) & (decided == target)))
     (treated, flips), (control, control_flips) = results
     return compare("apply", treated, np.maximum(control, 0), (flips, control_flips), seed)
-
-
-def restore_alteration(record: dict[str, Any]) -> Alteration:
-    """An alteration from its record in the run folder."""
-    made = Alteration(**record)
-    return replace(made, gain=tuple(made.gain), offset=tuple(made.offset), margins=tuple(made.margins))

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfungst.heatmaps import LUMA
+
 # Of the picture as the model gets it (pixels 0..1), then of its file; what a low and a high value look like.
 SEEN = {
     "brightness": ("darker", "brighter"),
@@ -53,7 +55,7 @@ def measure_pixels(pixels: Tensor) -> Tensor:
     if pixels.shape[1] != 3:
         pixels = pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     red, green, blue = pixels.unbind(1)
-    grey = 0.299 * red + 0.587 * green + 0.114 * blue
+    grey = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     spread = grey.flatten(1).std(1, correction=0)
     columns = [
         grey.mean((1, 2)),

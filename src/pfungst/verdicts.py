@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pfungst import heatmaps
-from pfungst.alterations import Alteration
+from pfungst.alterations import Alteration, restore_alteration
 from pfungst.assignments import thin
 from pfungst.cuts import fill_colour, paste
 from pfungst.evidence import Evidence, Standard, Verdict, correct, describe_verdict, fall_short, suffices
@@ -21,7 +21,7 @@ from pfungst.interventions import Case, Samples, examine, observe
 from pfungst.maps import Progress, Subject, make_laboratory
 from pfungst.neighbours import find_duplicates
 from pfungst.portraits import describe_portrait, draw_portrait, explain_place, read_columns
-from pfungst.probes import examine_alteration, restore_alteration, seek_alteration
+from pfungst.probes import examine_alteration, seek_alteration
 from pfungst.regions import Laboratory, Region, control_masks, find_direction
 from pfungst.settings import Settings
 from pfungst.store import READ, Run

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from pfungst.errors import ModelError, SettingError
+from pfungst.heatmaps import LUMA
 
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -242,7 +243,7 @@ class Preprocess:
         if self.channels == "BGR":
             pixels = pixels.flip(-3)
         if len(self.mean) == 1:
-            weights = torch.tensor((0.299, 0.587, 0.114), device=pixels.device).view(column)
+            weights = torch.tensor(LUMA, device=pixels.device).view(column)
             pixels = (pixels * weights).sum(-3, keepdim=True)
         if self.custom is None:
             mean, std = (torch.tensor(v, device=pixels.device).view(column) for v in (self.mean, self.std))
