@@ -68,11 +68,8 @@ class Preprocess:
         for name, allowed in (("crop", CROPS), ("interpolation", tuple(INTERPOLATIONS)), ("channels", CHANNELS)):
             if getattr(self, name) not in allowed:
                 raise SettingError(f"{name} is {getattr(self, name)!r}", f"use one of {', '.join(allowed)}")
-        sides = [
-            *self.size,
-            *(self.resize if isinstance(self.resize, tuple) else (1 if self.resize is None else self.resize,)),
-        ]
-        if len(self.size) != 2 or any(side < 1 for side in sides):
+        resize = self.resize if isinstance(self.resize, tuple) else (1 if self.resize is None else self.resize,)
+        if len(self.size) != 2 or any(side < 1 for side in (*self.size, *resize)):
             raise SettingError(f"size {self.size} or resize {self.resize} is not positive", "give --size 224")
         count = len(self.mean) if self.custom else (1 if self.channels == "L" else 3)
         for name in ("mean", "std"):
