@@ -120,6 +120,11 @@ class Standard:
     alpha: float = 0.05
 
 
+def least_effect(min_share: float, distance: float) -> float:
+    """The least effect that counts: ``min_share`` of the way from other classes' scores to the members'."""
+    return min_share * max(distance, 0.0)
+
+
 def required(verdict: Verdict) -> list[Evidence]:
     """The tests that decide, those of them that were made."""
     return [evidence for evidence in verdict.evidence if evidence.test in DECIDE]
@@ -131,7 +136,7 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
     whole = verdict.region.kind == "whole"
     if any(name not in tests for name in (WHOLE if whole else REQUIRED)):
         return replace(verdict, verdict="open", p=p, reason="there are no pictures of other classes to paste on")
-    least, short = _least(verdict, standard), fall_short(verdict, standard)
+    least, short = least_effect(standard.min_share, verdict.distance), fall_short(verdict, standard)
     if short is not None:
         reason = f"{short.test}: at most {_in_favour(short):+.2f} in favour, {least:.2f} is the least that counts"
         if _sign(short) < 0 and suffices(verdict, standard):
@@ -170,11 +175,6 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
     return replace(verdict, verdict="open", p=p, reason=reason)
 
 
-def _least(verdict: Verdict, standard: Standard) -> float:
-    """The least effect that counts."""
-    return standard.min_share * max(verdict.distance, 0)
-
-
 def _sign(evidence: Evidence) -> int:
     """The way that the score has to go: down where the cue is taken away, up where it is put."""
     return -1 if evidence.test.startswith(("cut", "undo")) else 1
@@ -197,7 +197,7 @@ def _in_favour(evidence: Evidence) -> float:
 
 def fall_short(verdict: Verdict, standard: Standard) -> Evidence | None:
     """The first of the tests that decide whose effect is certainly less than the least that counts, if any."""
-    least = _least(verdict, standard)
+    least = least_effect(standard.min_share, verdict.distance)
     return next((evidence for evidence in required(verdict) if _in_favour(evidence) < least), None)
 
 
@@ -208,7 +208,7 @@ def suffices(verdict: Verdict, standard: Standard) -> bool:
     ordinary = tests.get("paste:ordinary evidence")
     if not put or (ordinary is not None and ordinary.interval[0] <= 0):
         return False
-    least = max(_least(verdict, standard), 1e-12)
+    least = max(least_effect(standard.min_share, verdict.distance), 1e-12)
     gain = _gain(tests)
     return gain >= least and all(o.interval[0] >= least and o.effect >= standard.min_own * gain for o in put)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from pfungst.alterations import restore_alteration
 from pfungst.confirmations import find_candidate
 from pfungst.errors import DataError, RunError, SettingError
+from pfungst.evidence import least_effect
 from pfungst.heatmaps import encode_png
 from pfungst.interventions import Case, set_scene
 from pfungst.maps import Subject, make_laboratory
@@ -79,7 +80,7 @@ def write_guard(
         subject, lab, case, candidate, min(count, 99), subject.settings.seed if seed is None else seed
     )
     decisions, logit = _measure(subject, lab, case.target, receivers, cues, controls)
-    least = subject.settings.min_share * max(float(finding["distance"]), 0.0)
+    least = least_effect(subject.settings.min_share, float(finding["distance"]))
     guard = Guard(out, folder, len(receivers), decisions, logit, least)
     text = _render(subject, finding, guard, kind)
     with writing(out.parent):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from pfungst.cuts import fill_blur, fill_colour, fill_harmonic, fill_noise, frame_mask, paste
-from pfungst.evidence import Evidence, Verdict, compare
+from pfungst.evidence import Evidence, Verdict, compare, least_effect
 from pfungst.regions import (
     Direction,
     Laboratory,
@@ -139,7 +139,7 @@ def set_scene(lab: Laboratory, case: Case, *, most: int = 48, min_share: float =
     design, test = np.array_split(np.arange(len(members.inputs)), [max(3, len(members.inputs) // 3)])
     region = _choose_region(lab, case.target, members.take(design), others, outsiders, rng)
     group = members.take(test)
-    least = min_share * max(distance, 0.0)
+    least = least_effect(min_share, distance)
     wanted = min(_count_for_power(lab, case.target, members.take(design), region, least), 4 * most)
     more = [rows[most : most + max(0, wanted - len(group.inputs))] for rows in (picked[0], picked[2])]
     if len(more[0]):

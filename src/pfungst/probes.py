@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pfungst.alterations import CHANGES, COLOURS, KINDS, Alteration, find_alteration
 from pfungst.domains.preprocessing import Preprocess
-from pfungst.evidence import Evidence, Verdict, compare
+from pfungst.evidence import Evidence, Verdict, compare, least_effect
 from pfungst.findings import SAME, jaccard, repeats, valley_depth
 from pfungst.interventions import Case, measure_changes
 from pfungst.maps import Progress, Subject, make_laboratory
@@ -234,7 +234,7 @@ def seek_alteration(
     group, others, strangers = (subject.preprocess.to_pixels(inputs) for inputs in drawn)
     before = lab.ask(subject.preprocess.from_pixels(strangers))
     distance = float(lab.ask(drawn[0])[:, index].mean() - before[:, index].mean())
-    least = subject.settings.min_share * max(distance, 0)
+    least = least_effect(subject.settings.min_share, distance)
     best: tuple[float, Alteration] | None = None
     for name in _suspects(properties[roles[0]], properties[roles[1]], tried):
         alteration = find_alteration(name, group, others)
