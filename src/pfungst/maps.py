@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -235,15 +237,25 @@ def map_relevance(run: Run, subject: Subject, progress: Progress, mapper: BlockM
         for block in range((count + BLOCK - 1) // BLOCK)
         if block not in done
     ]
-    for found in (mapper or map_blocks)(subject, todo, progress):
-        block = int(found.rows[0]) // BLOCK
-        run.create_arrays(count, {name: (tuple(a.shape[1:]), str(a.dtype)) for name, a in found.arrays.items()})
-        reasons = {subject.data.ids[row]: why for row, why in found.skipped.items()}
-        run.write_json(f"skipped/{block:06d}.json", reasons)
-        if found.cameras:
-            run.write_json(f"cameras/{block:06d}.json", {str(row): name for row, name in found.cameras.items()})
-        run.write_block(block, found.arrays)
+    with ThreadPoolExecutor(1) as writer:  # a GPU need not wait for the disk; what was made is written, come what may
+        coming: deque[Future[None]] = deque()
+        for found in (mapper or map_blocks)(subject, todo, progress):
+            coming.append(writer.submit(_write_block, run, subject, found))
+            if len(coming) > 1:
+                coming.popleft().result()
+        while coming:
+            coming.popleft().result()
     progress("relevance", count, count)
+
+
+def _write_block(run: Run, subject: Subject, found: Block) -> None:
+    block = int(found.rows[0]) // BLOCK
+    run.create_arrays(len(subject.data), {name: (tuple(a.shape[1:]), str(a.dtype)) for name, a in found.arrays.items()})
+    reasons = {subject.data.ids[row]: why for row, why in found.skipped.items()}
+    run.write_json(f"skipped/{block:06d}.json", reasons)
+    if found.cameras:
+        run.write_json(f"cameras/{block:06d}.json", {str(row): name for row, name in found.cameras.items()})
+    run.write_block(block, found.arrays)
 
 
 def map_blocks(subject: Subject, todo: list[np.ndarray], progress: Progress) -> Iterator[Block]:
