@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.cuts import fill_blur, fill_colour, fill_harmonic, fill_noise, frame_mask, paste
-from pfungst.evidence import Evidence, Standard, Verdict, compare, correct, judge, required
+from pfungst.evidence import Evidence, Standard, Verdict, carries, compare, correct, judge, required
 from pfungst.interventions import Case, examine, pictures_for_power
 from pfungst.lrp import LRP
 from pfungst.regions import Laboratory, Region, find_direction
@@ -158,6 +158,41 @@ def test_a_property_that_works_where_it_is_put_is_not_refuted(
     result = judge(whole, Standard(), 0.01, 0.9)
     assert result.verdict == verdict
     assert re.search(reason, result.reason)
+
+
+@pytest.mark.parametrize(
+    ("changed", "p", "suspicion", "verdict"),
+    [
+        ([_evidence("undo", 0.5, p=0.6), _evidence("apply", 6.5)], 0.01, 0.9, "confirmed"),
+        ([_evidence("undo", -0.8, p=0.6), _evidence("apply", 6.5)], 0.01, 0.9, "confirmed"),  # not certainly too little
+        ([_evidence("undo", 0.5), _evidence("apply", 5.5)], 0.01, 0.9, "open"),  # perhaps 4.5 of 10
+        ([_evidence("undo", 0.5), _evidence("apply", 6.5, control=7.0)], 0.01, 0.9, "refuted"),  # mostly the control's
+        ([_evidence("undo", 0.5), _evidence("apply", 6.5)], 0.06, 0.9, "open"),
+        ([_evidence("undo", 0.5), _evidence("apply", 6.5)], 0.01, 0.39, "open"),
+        ([_evidence("cut:colour", 0.3), _evidence("paste:same place", 7.0)], 0.01, 0.9, "confirmed"),
+        ([_evidence("cut:colour", 0.3), _evidence("paste:same place", 5.5)], 0.01, 0.9, "open"),
+        ([_evidence("cut:colour", 0.3), _evidence("paste:same place", 7.0), _evidence("paste:ordinary evidence", 0.5)],
+         0.01, 0.9, "refuted"),
+        ([_evidence("cut:colour", 0.3), _evidence("paste:same place", 7.0), _evidence("paste:same rule", 4.0)],
+         0.01, 0.9, "open"),
+    ],
+)  # fmt: skip
+def test_what_carries_a_picture_to_the_class_by_itself_is_confirmed(
+    changed: list[Evidence], p: float, suspicion: float, verdict: str
+) -> None:
+    """Members that keep their score have other evidence; the model uses the cue all the same."""
+    whole = Verdict("open", 1.0, 10.0, Region("whole", "blockiness", 1.0), tuple(changed), "")
+    tested = whole if changed[0].test == "undo" else _verdict(*changed)
+    result = judge(tested, Standard(), p, suspicion)
+    assert result.verdict == verdict
+    if verdict == "confirmed":
+        assert re.search(r"carries them \d\d% of the way to the members by itself", result.reason)
+        assert "members keep their score" in result.reason
+        # What the members did not lose need not be beyond chance.
+        put = correct([replace(tested, evidence=tuple(replace(e, p=0.6) if "cut" in e.test or e.test == "undo" else e
+                                                      for e in tested.evidence))], [0.9], Standard())  # fmt: skip
+        assert put[0].p == 0.001
+    assert not carries(replace(tested, distance=-1.0), Standard())  # there is no way to go
 
 
 def test_without_pastes_a_finding_stays_open() -> None:

@@ -20,6 +20,9 @@ REQUIRED = ("cut:colour", "cut:exchange", "paste:same place")
 WHOLE = ("undo", "apply")  # the tests that decide on a cue without a place, see probes.py
 MATCHED = ("paste:same place", "paste:same rule")  # the second for moving regions only, and then required too
 DECIDE = (*REQUIRED, *MATCHED, *WHOLE)
+# What certainly carries a picture of another class so far of the way to the members' scores is used by the model even
+# where members, who have other evidence too, keep their scores without it.
+ALONE = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Evidence:
 class Verdict:
     """What the experiments say: confirmed, refuted or open.
 
-    p        greatest p of the required tests, after Holm's correction over the findings of the run
+    p        greatest p of the tests that decide, after Holm's correction over the findings of the run
     distance mean logit of members less that of other classes: the way that evidence has to go
     reason   the rule that decided, in words
     """
@@ -131,7 +134,23 @@ def required(verdict: Verdict) -> list[Evidence]:
 
 
 def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> Verdict:
-    """The verdict by rule: see ``reason`` of the result.  ``p``: the corrected p of the required tests."""
+    """The verdict by rule: see ``reason`` of the result.  ``p``: the corrected p of the tests that decide."""
+    both = _judge_both(verdict, standard, p, suspicion)
+    if both.verdict == "confirmed" or p > standard.alpha or suspicion < standard.separate:
+        return both
+    if not carries(verdict, standard):
+        return both
+    put, how = describe_put(verdict)
+    share = put.effect / verdict.distance
+    reason = (
+        f"{how} pictures of other classes, it carries them {share:.0%} of the way to the members by itself, beyond "
+        f"every control (corrected p = {p:.2g}); the members keep their score without it, they have other evidence, too"
+    )
+    return replace(both, verdict="confirmed", reason=reason)
+
+
+def _judge_both(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> Verdict:
+    """The verdict where a cue is to be necessary and sufficient."""
     tests = {evidence.test: evidence for evidence in verdict.evidence}
     whole = verdict.region.kind == "whole"
     if any(name not in tests for name in (WHOLE if whole else REQUIRED)):
@@ -140,7 +159,7 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
     if short is not None:
         reason = f"{short.test}: at most {_in_favour(short):+.2f} in favour, {least:.2f} is the least that counts"
         if _sign(short) < 0 and suffices(verdict, standard):
-            put, how = (tests["apply"], "applied to") if whole else (tests["paste:same place"], "pasted on")
+            put, how = describe_put(verdict)
             reason = (
                 f"{how} pictures of other classes, it raises the score ({put.effect:+.2f}); the members keep theirs "
                 f"without it, they have other evidence, too ({reason})"
@@ -173,6 +192,12 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
         return replace(verdict, verdict="confirmed", p=p, reason=reason)
     reason = f"corrected p = {p:.2g}" + (f"; effect too small to count in {', '.join(weak)}" if weak else "")
     return replace(verdict, verdict="open", p=p, reason=reason)
+
+
+def describe_put(verdict: Verdict) -> tuple[Evidence, str]:
+    """The test that puts the cue on pictures of other classes, and how it does, in words."""
+    tests = {evidence.test: evidence for evidence in verdict.evidence}
+    return (tests["apply"], "applied to") if "apply" in tests else (tests["paste:same place"], "pasted on")
 
 
 def _sign(evidence: Evidence) -> int:
@@ -213,6 +238,26 @@ def suffices(verdict: Verdict, standard: Standard) -> bool:
     return gain >= least and all(o.interval[0] >= least and o.effect >= standard.min_own * gain for o in put)
 
 
+def carries(verdict: Verdict, standard: Standard) -> bool:
+    """Whether it suffices, and by itself brings pictures of other classes a great part of the way: ``ALONE``."""
+    far = ALONE * verdict.distance
+    put = [one for one in required(verdict) if one.test in (*MATCHED, "apply")]
+    return verdict.distance > 0 and suffices(verdict, standard) and all(one.interval[0] >= far for one in put)
+
+
+def keeps_score(verdict: Verdict, standard: Standard) -> bool:
+    """Whether taking the cue away from members costs them less than what counts, in one of the tests that decide."""
+    least = least_effect(standard.min_share, verdict.distance)
+    return any(_sign(one) < 0 and -one.effect < least for one in required(verdict))
+
+
+def _deciding(verdict: Verdict, standard: Standard) -> list[Evidence]:
+    """The tests whose p counts: all that are required; where members keep their scores, those of what is put."""
+    needed = required(verdict)
+    alone = keeps_score(verdict, standard) and carries(verdict, standard)
+    return [one for one in needed if _sign(one) > 0] if alone else needed
+
+
 def correct(
     verdicts: Sequence[Verdict], suspicions: Sequence[float], standard: Standard, tries: Sequence[int] | None = None
 ) -> list[Verdict]:
@@ -221,7 +266,7 @@ def correct(
     suspicions  of the findings, aligned with their verdicts
     tries       how many causes were tried of each, of which one was kept: so many tests more.  1 by default
     """
-    raw = [max((evidence.p for evidence in required(verdict)), default=1.0) for verdict in verdicts]
+    raw = [max((one.p for one in _deciding(verdict, standard)), default=1.0) for verdict in verdicts]
     tests = sum(tries) if tries else len(raw)
     corrected = [1.0] * len(raw)
     running = 0.0

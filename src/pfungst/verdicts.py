@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,7 +14,17 @@ from pfungst import heatmaps
 from pfungst.alterations import Alteration, restore_alteration
 from pfungst.assignments import thin
 from pfungst.cuts import fill_colour, paste
-from pfungst.evidence import Evidence, Standard, Verdict, correct, describe_verdict, fall_short, suffices
+from pfungst.evidence import (
+    Evidence,
+    Standard,
+    Verdict,
+    correct,
+    describe_put,
+    describe_verdict,
+    fall_short,
+    keeps_score,
+    suffices,
+)  # fmt: skip
 from pfungst.heatmaps import encode_png
 from pfungst.interventions import Case, Samples, examine, observe
 from pfungst.maps import Progress, Subject, make_laboratory
@@ -120,51 +129,58 @@ def try_candidate(
     most of the picture, is tried by a property, if it is clearly apart: the relevance of tinted pictures is alike too;
     by its own, if it was found by one as well, and by what sets it apart.
     A group found by a property that does not explain it is tried by a region: a border is a property, too; and, if it
-    is clearly apart, by what else sets it apart.  Where nothing is confirmed, a property that suffices goes before a
-    region that is refuted, or suffices, too.  Returns the verdict, the alteration it is about (None: a region), what
-    was said of a cause tried before it, if any, and how many were tried.
+    is clearly apart, by what else sets it apart.  What works both ways ends the search, else the first that is
+    confirmed is kept; where none is, a property that suffices goes before a region that is refuted, or suffices, too.
+    Returns the verdict, the alteration it is about (None: a region), what was said of a cause tried before it, if any,
+    and how many were tried.
     """
     settings, standard, suspicion = subject.settings, make_standard(subject.settings), candidate.suspicion
+    own = None if candidate.alteration is None else restore_alteration(candidate.alteration)
+    by_property = own is not None and candidate.views[0].startswith("property:")
 
-    def alter(alteration: Alteration) -> Verdict:
+    def alter(alteration: Alteration) -> tuple[Verdict, dict[str, Any]]:
         how = {"most": settings.samples, "seed": settings.seed}
-        return examine_alteration(lab, subject.preprocess, case, alteration, **how)
+        return examine_alteration(lab, subject.preprocess, case, alteration, **how), asdict(alteration)
+
+    def causes() -> Iterator[tuple[Verdict, dict[str, Any] | None]]:
+        if own is not None and by_property:
+            yield alter(own)
+        yield examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed), None
+        if own is not None and not by_property:
+            yield alter(own)
+        for cause in _seek(run, subject, lab, case, candidate):
+            yield alter(cause)
 
     def told(verdict: Verdict, tries: int = 1) -> Verdict:
         return correct([verdict], [suspicion], standard, [tries])[0]
 
-    def sought() -> Iterator[Alteration]:
-        return _seek(run, subject, lab, case, candidate)
+    def settles(verdict: Verdict, tries: int) -> bool:
+        if told(verdict, tries).verdict != "confirmed" or fall_short(verdict, standard) is not None:
+            return False
+        return verdict.region.kind == "whole" or verdict.region.area < _MOST_OF_IT or by_property
 
-    alteration = None if candidate.alteration is None else restore_alteration(candidate.alteration)
-    if alteration is not None and candidate.views[0].startswith("property:"):
-        whole = alter(alteration)
-        if told(whole).verdict == "confirmed":
-            return whole, candidate.alteration, None, 1
-        region = examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed)
-        if told(region, 2).verdict == "confirmed":
-            return region, None, told(whole).reason, 2
-        tries = 2
-        for tries, cause in enumerate(sought(), 3):
-            other = alter(cause)
-            if told(other, tries).verdict == "confirmed":
-                return other, asdict(cause), told(whole).reason, tries
-        return whole, candidate.alteration, None, tries
-    region = examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed)
-    first = told(region)
-    if first.verdict == "confirmed" and region.region.area < _MOST_OF_IT:
-        return region, None, None, 1
-    fails = first.verdict == "refuted" or fall_short(region, standard) is not None
-    causes = itertools.chain([alteration] if alteration is not None else [], sought())
-    kept: tuple[Verdict, dict[str, Any] | None, str | None] = region, None, None
-    tries = 1
-    for tries, cause in enumerate(causes, 2):
-        whole = alter(cause)
-        if told(whole, tries).verdict == "confirmed":
-            return whole, asdict(cause), first.reason, tries
-        if kept[0] is region and fails and suffices(whole, standard):
-            kept = whole, asdict(cause), first.reason
-    return *kept, tries
+    tried: list[tuple[Verdict, dict[str, Any] | None]] = []
+    for one in causes():
+        tried.append(one)
+        if settles(one[0], len(tried)):
+            chosen = one
+            break
+    else:
+        chosen = _choose_cause(tried, [told(verdict, len(tried)) for verdict, _ in tried], standard)
+    return *chosen, None if chosen is tried[0] else told(tried[0][0]).reason, len(tried)
+
+
+def _choose_cause(
+    tried: list[tuple[Verdict, dict[str, Any] | None]], told: list[Verdict], standard: Standard
+) -> tuple[Verdict, dict[str, Any] | None]:
+    """Of causes none of which works both ways (``told``: as they are judged): see ``try_candidate``."""
+    for one, judged in zip(tried, told, strict=True):
+        if judged.verdict == "confirmed":
+            return one
+    first = tried[0][0]
+    if first.region.kind != "whole" and (told[0].verdict == "refuted" or fall_short(first, standard) is not None):
+        return next((one for one in tried[1:] if suffices(one[0], standard)), tried[0])
+    return tried[0]
 
 
 def _seek(run: Run, subject: Subject, lab: Laboratory, case: Case, candidate: Candidate) -> Iterator[Alteration]:
@@ -212,7 +228,8 @@ def _finding(
     size, share = len(candidate.members), len(candidate.members) / (len(candidate.members) + len(candidate.others))
     label = subject.classes[candidate.class_index]
     place = kept["place"]
-    summary = _summary(verdict, label, size, size + len(candidate.others), place)
+    alone = keeps_score(verdict, make_standard(subject.settings))
+    summary = _summary(verdict, label, size, size + len(candidate.others), place, alone)
     if kept.get("before") is not None:
         first = "A property of the whole picture" if candidate.alteration is None else "A region"
         summary += f" ({first} was tried before: {kept['before']}.)"
@@ -240,9 +257,17 @@ def _finding(
     }  # fmt: skip
 
 
-def _summary(verdict: Verdict, label: str, size: int, total: int, place: str) -> str:
+def _summary(verdict: Verdict, label: str, size: int, total: int, place: str, alone: bool) -> str:
+    """In a sentence.  ``alone``: the members keep their score without it."""
     tests = {one.test: one for one in verdict.evidence}
     group = f"{size} of the {total} pictures recognised as {label!r}"
+    if verdict.verdict == "confirmed" and alone:
+        put, how = describe_put(verdict)
+        return (
+            f"{group} share {place}, which the model takes for {label!r} by itself: {how} pictures of other classes, "
+            f"it turns {put.flips:.0%} of them into {label!r} ({put.control_flips:.0%} with the control); the members "
+            "have other evidence, too, and keep their score without it."
+        )
     if verdict.verdict == "confirmed" and "apply" in tests:
         applied = tests["apply"]
         return (
