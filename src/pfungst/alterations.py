@@ -50,16 +50,18 @@ def blur(pixels: Tensor, sigma: float) -> Tensor:
 def exchange_detail(pixels: Tensor, donors: Tensor) -> Tensor:
     """Pictures with the fine detail of others, coarse structure their own; what a blur or a codec took is filled in.
 
+    Values may leave the range of pictures, in which they are to be put back.
+
     Coarse is what a Gaussian of a sixteenth of the side leaves.  Of half of that, the blocks of a codec could still be
     seen, and networks lost half as much by it as by the picture as it was before.
     """
     sigma = max(1.0, min(pixels.shape[2:]) / 16)
-    return _clip(blur(pixels, sigma) + donors - blur(donors, sigma))
+    return blur(pixels, sigma) + donors - blur(donors, sigma)
 
 
 def exchange_colour(pixels: Tensor, donors: Tensor) -> Tensor:
     """Pictures with the colours of others and their own greys."""
-    return _clip(_grey(pixels) + donors - _grey(donors))
+    return _grey(pixels) + donors - _grey(donors)
 
 
 def _grey(pixels: Tensor) -> Tensor:
@@ -182,7 +184,7 @@ class Scaling(Alteration):
     def undo(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
         if self.back is not None:
             return CHANGES[self.property][0](pixels, self.back)
-        return (exchange_colour if self.property == "saturation" else exchange_detail)(pixels, ordinary)
+        return _clip((exchange_colour if self.property == "saturation" else exchange_detail)(pixels, ordinary))
 
     def apply_opposite(self, pixels: Tensor) -> Tensor:
         return self._opposite(pixels, self.apply(pixels), self.towards)

@@ -109,7 +109,8 @@ def confirm(
     asked = [(model, second_laboratory(subject, lab, model)) for model in models]
     seen: dict[str, dict[str, Any]] = {}
     if candidate.alteration is None:
-        scene = set_scene(lab, case, most=most, min_share=settings.min_share, seed=chosen)
+        part = finding["where"].get("part", "all")
+        scene = set_scene(lab, case, most=most, min_share=settings.min_share, part=part, seed=chosen)
         raw = try_scene(lab, case.target, scene, chosen)
         others = [try_scene(second, case.target, scene, chosen) for _, second in asked]
         for preset in presets:

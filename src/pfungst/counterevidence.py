@@ -68,7 +68,8 @@ def try_preset(
     bounds = input_bounds(subject.preprocess, subject.settings.device)
     second = replace(lab, lrp=LRP(subject.model.module, preset, bounds=bounds), given=None)
     again = replace(case, directions=fit_directions(second, case, subject.layers, 2 * scene.first, seed))
-    found = set_scene(second, again, most=scene.first, min_share=standard.min_share, seed=seed)
+    most, part = scene.first, scene.region.part
+    found = set_scene(second, again, most=most, min_share=standard.min_share, part=part, seed=seed)
     masks = [one.region.masks(one.members.cues) for one in (scene, found)]
     both, either = (masks[0] & masks[1]).flatten(1).sum(1), (masks[0] | masks[1]).flatten(1).sum(1)
     shares = [float(mask.float().mean()) for mask in masks]

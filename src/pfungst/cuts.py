@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pfungst.alterations import exchange_detail
 from pfungst.regions import smooth_maps
 
 
@@ -69,6 +70,16 @@ def fill_harmonic(inputs: Tensor, masks: Tensor) -> Tensor:
 def paste(donors: Tensor, receivers: Tensor, masks: Tensor) -> Tensor:
     """The masked pixels of the donors on the receivers, all (m, C, H, W)."""
     return torch.where(masks[:, None], donors, receivers)
+
+
+def paste_detail(donors: Tensor, receivers: Tensor, masks: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The receivers with the fine detail of the donors under the masks, coarse structure and colours their own.
+
+    Values stay between ``low`` and ``high`` of each channel, (C,).
+    """
+    detailed = exchange_detail(receivers, donors)
+    column = (1, -1, 1, 1)
+    return paste(detailed.maximum(low.view(column)).minimum(high.view(column)), receivers, masks)
 
 
 def frame_mask(height: int, width: int, inner: int, outer: int) -> Tensor:

@@ -76,7 +76,7 @@ def describe_verdict(verdict: Verdict) -> dict[str, Any]:
         "p": verdict.p,
         "reason": verdict.reason,
         "distance": verdict.distance,
-        "region": {"kind": region.kind, "source": region.source, "area": region.area},
+        "region": {"kind": region.kind, "source": region.source, "area": region.area, "part": region.part},
         "evidence": [{**asdict(one), "interval": list(one.interval)} for one in verdict.evidence],
     }
 

@@ -23,7 +23,7 @@ from pfungst.confirmations import find_candidate
 from pfungst.errors import DataError, RunError, SettingError
 from pfungst.evidence import least_effect
 from pfungst.heatmaps import encode_png
-from pfungst.interventions import Case, set_scene
+from pfungst.interventions import Case, put, set_scene
 from pfungst.maps import Subject, make_laboratory
 from pfungst.regions import Laboratory
 from pfungst.store import Run, writing
@@ -76,9 +76,9 @@ def write_guard(
     lab, case = make_laboratory(subject), make_case(run, subject, candidate)
     if not len(case.outsiders):
         raise DataError("the run has no pictures of other classes to put the cue on", "audit pictures of more classes")
-    receivers, cues, controls, kind = _pictures(
-        subject, lab, case, candidate, min(count, 99), subject.settings.seed if seed is None else seed
-    )
+    drawn = subject.settings.seed if seed is None else seed
+    part = finding["where"].get("part", "all")
+    receivers, cues, controls, kind = _pictures(subject, lab, case, candidate, min(count, 99), part, drawn)
     decisions, logit = _measure(subject, lab, case.target, receivers, cues, controls)
     least = least_effect(subject.settings.min_share, float(finding["distance"]))
     guard = Guard(out, folder, len(receivers), decisions, logit, least)
@@ -107,7 +107,7 @@ def _check(run: Run, subject: Subject, out: Path, folder: Path) -> None:
 
 
 def _pictures(
-    subject: Subject, lab: Laboratory, case: Case, candidate: Candidate, count: int, seed: int
+    subject: Subject, lab: Laboratory, case: Case, candidate: Candidate, count: int, part: str, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """Receivers (n, H, W, 3), cues and controls (n, H, W, 4), uint8; and the kind of region."""
     to_pixels = subject.preprocess.to_pixels
@@ -118,20 +118,20 @@ def _pictures(
         everywhere = torch.ones_like(pixels[:, 0], dtype=torch.bool)
         changed = [_cut_out(one, everywhere) for one in (alteration.apply(pixels), alteration.apply_opposite(pixels))]
         return _bytes(pixels), changed[0], changed[1], "whole"
-    scene = set_scene(lab, case, most=subject.settings.samples, min_share=subject.settings.min_share, seed=seed)
+    settings = subject.settings
+    scene = set_scene(lab, case, most=settings.samples, min_share=settings.min_share, part=part, seed=seed)
     receivers = scene.outsiders[:count]
     donors = np.resize(np.arange(len(scene.group.inputs)), len(receivers))
     rivals = scene.rivals[: len(receivers)]
     masks = scene.region.masks(scene.group.cues)[donors]
     moving = scene.region.kind == "moving"
     control = scene.region.masks(scene.others.cues)[rivals] if moving else masks
-    cue = _cut_out(to_pixels(scene.group.inputs[donors]), masks)
-    return (
-        _bytes(to_pixels(receivers)),
-        cue,
-        _cut_out(to_pixels(scene.others.inputs[rivals]), control),
-        scene.region.kind,
+    members, others = scene.group.inputs[donors], scene.others.inputs[rivals]
+    cues, controls = (
+        _cut_out(to_pixels(put(lab, scene.region, source, receivers, where)), where)
+        for source, where in ((members, masks), (others, control))
     )
+    return _bytes(to_pixels(receivers)), cues, controls, scene.region.kind
 
 
 def _bytes(pixels: Tensor) -> np.ndarray:

@@ -9,6 +9,8 @@ paste    (sufficiency) the region of a member is put on pictures of other classe
          up to half of all their positive relevance or the region's own area.  A region that says no more for the class
          than that is no finding.  Another control is cut from pictures of other classes, the same place: what covering
          a part of a picture does by itself, which says nothing for the class, whoever is covered.
+detail   of what shines through, a watermark say, a paste brings along what lies under it.  So the fine detail alone can
+         be put, and exchanged, on the coarse structure and the colours that are there.
 borders  (the talk's test, for regions along the border) to noise, to one constant colour, to a random colour each.
          Control: a frame as wide, further inside.
 
@@ -20,14 +22,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pfungst.cuts import fill_blur, fill_colour, fill_harmonic, fill_noise, frame_mask, paste
+from pfungst.cuts import fill_blur, fill_colour, fill_harmonic, fill_noise, frame_mask, paste, paste_detail
 from pfungst.evidence import Evidence, Verdict, compare, least_effect
 from pfungst.regions import (
     Direction,
@@ -117,16 +119,21 @@ class Scene:
         )
 
 
-def examine(lab: Laboratory, case: Case, *, most: int = 48, min_share: float = 0.1, seed: int = 0) -> Verdict:
+def examine(
+    lab: Laboratory, case: Case, *, most: int = 48, min_share: float = 0.1, part: str = "all", seed: int = 0
+) -> Verdict:
     """All tests of one finding, with ``most`` pictures of each role to begin with: see ``set_scene``, ``try_scene``.
 
     The verdict stays open: it depends on the other findings of the run, see ``correct``.
     """
-    return try_scene(lab, case.target, set_scene(lab, case, most=most, min_share=min_share, seed=seed), seed)
+    scene = set_scene(lab, case, most=most, min_share=min_share, part=part, seed=seed)
+    return try_scene(lab, case.target, scene, seed)
 
 
-def set_scene(lab: Laboratory, case: Case, *, most: int = 48, min_share: float = 0.1, seed: int = 0) -> Scene:
-    """Draw pictures, find the region, and pair the pictures.
+def set_scene(
+    lab: Laboratory, case: Case, *, most: int = 48, min_share: float = 0.1, part: str = "all", seed: int = 0
+) -> Scene:
+    """Draw pictures, find the region, and pair the pictures.  ``part``: see ``Region``.
 
     Where the pictures that chose the region show that so few would miss the least effect that counts (see ``POWER``),
     up to four times as many are taken, if there are as many.
@@ -137,7 +144,7 @@ def set_scene(lab: Laboratory, case: Case, *, most: int = 48, min_share: float =
     outsiders = lab.load(picked[2][:most].tolist())
     distance = _distance(lab, case.target, members, outsiders, others)
     design, test = np.array_split(np.arange(len(members.inputs)), [max(3, len(members.inputs) // 3)])
-    region = _choose_region(lab, case.target, members.take(design), others, outsiders, rng)
+    region = _choose_region(lab, case.target, members.take(design), others, outsiders, part, rng)
     group = members.take(test)
     least = least_effect(min_share, distance)
     wanted = min(_count_for_power(lab, case.target, members.take(design), region, least), 4 * most)
@@ -217,8 +224,21 @@ def pictures_for_power(spread: float, least: float) -> int:
     return min(MOST_PICTURES, math.ceil((z * spread / least) ** 2))
 
 
+def put(lab: Laboratory, region: Region, donors: Tensor, receivers: Tensor, masks: Tensor) -> Tensor:
+    """The region of the donors, or what of it is to be put, on the receivers, all (m, C, H, W)."""
+    if region.part == "detail":
+        return paste_detail(donors, receivers, masks, lab.low, lab.high)
+    return paste(donors, receivers, masks)
+
+
 def _choose_region(
-    lab: Laboratory, target: int, design: Samples, others: Samples, outsiders: Tensor, rng: np.random.Generator
+    lab: Laboratory,
+    target: int,
+    design: Samples,
+    others: Samples,
+    outsiders: Tensor,
+    part: str,
+    rng: np.random.Generator,
 ) -> Region:
     """The smallest region that brings three quarters of the greatest gain; a fixed one where it does nearly as well.
 
@@ -232,9 +252,9 @@ def _choose_region(
     regions = []
     for area in AREAS:
         for source, cue in design.cues.items():
-            regions.append(Region("fixed", source, area, mask_strongest(cue.mean(0, keepdim=True), area)[0]))
+            regions.append(Region("fixed", source, area, mask_strongest(cue.mean(0, keepdim=True), area)[0], part))
             if source != "pixels":  # each picture's own strongest relevance: a digit's strokes, and no cue
-                regions.append(Region("moving", source, area))
+                regions.append(Region("moving", source, area, part=part))
     if not len(outsiders):
         outsiders = others.inputs
     pairs = min(24, len(outsiders))
@@ -247,8 +267,10 @@ def _choose_region(
     for region in regions:
         masks = region.masks(donors.cues)
         control = region.masks(rivals.cues)  # of a fixed region, the same place
-        changed = [paste(donors.inputs, receivers, masks), paste(rivals.inputs, receivers, control)]
-        changed += [paste(rivals.inputs, donors.inputs, masks), paste(neighbours, rivals.inputs, control)]
+        given = (donors.inputs, rivals.inputs, rivals.inputs, neighbours)
+        taken = (receivers, receivers, donors.inputs, rivals.inputs)
+        where = (masks, control, masks, control)
+        changed = [put(lab, region, *one) for one in zip(given, taken, where, strict=True)]
         own, same, exchanged, damaged = (part[:, target].double() for part in lab.ask(torch.cat(changed)).split(pairs))
         lost, damage = float((before - exchanged).mean()), float((usual - damaged).mean())
         found.append((float((own - same).mean()), lost, lost - damage))
@@ -305,7 +327,7 @@ def _test_cuts(lab: Laboratory, target: int, scene: Scene, seed: int) -> Iterabl
         "cut:colour": lambda m: fill_colour(group.inputs, m),
         "cut:blur": lambda m: fill_blur(group.inputs, m),
         "cut:inpaint": lambda m: fill_harmonic(group.inputs, m),
-        "cut:exchange": lambda m: paste(rivals, group.inputs, m),
+        "cut:exchange": lambda m: put(lab, scene.region, rivals, group.inputs, m),
     }
     return _test_masks(lab, target, group.inputs, tests, (masks, control_masks(masks, group.pixels)), seed)
 
@@ -339,7 +361,7 @@ def _test_pastes(lab: Laboratory, target: int, scene: Scene, seed: int) -> Itera
     before = lab.ask(receivers)
     donors = np.resize(np.arange(len(group.inputs)), len(receivers))
     masks = region.masks(group.cues)[donors]
-    treated, after = measure_changes(before, lab.ask(paste(group.inputs[donors], receivers, masks)), target)
+    treated, after = measure_changes(before, lab.ask(put(lab, region, group.inputs[donors], receivers, masks)), target)
     strongest = mask_core(smooth_maps(others.pixels, max(others.pixels.shape[1:]) / 40), region.area)
     was = before.argmax(1).cpu().numpy() == target
     ordinary = others.inputs[rivals]
@@ -348,6 +370,7 @@ def _test_pastes(lab: Laboratory, target: int, scene: Scene, seed: int) -> Itera
         controls["paste:same rule"] = (ordinary, region.masks(others.cues)[rivals])
     controls["paste:other classes"] = (receivers.roll(1, 0), masks)
     for name, (source, chosen) in controls.items():
-        control, after_control = measure_changes(before, lab.ask(paste(source, receivers, chosen)), target)
+        how = replace(region, part="all") if name == "paste:ordinary evidence" else region
+        control, after_control = measure_changes(before, lab.ask(put(lab, how, source, receivers, chosen)), target)
         flips = ~was & (after == target), ~was & (after_control == target)
         yield compare(name, treated, control, flips, seed)

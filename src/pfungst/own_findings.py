@@ -61,7 +61,7 @@ def confirm_own(run: Run, subject: Subject, name: str, tell: Tell | None = None)
         "suspicion": candidate.suspicion,
         "views": list(tested.views),
         "where": {"kind": verdict.region.kind, "place": drawn["place"], "box": drawn["box"],
-                  "area": verdict.region.area, "source": verdict.region.source},
+                  "area": verdict.region.area, "source": verdict.region.source, "part": verdict.region.part},
         "exemplars": [position[one["sample"]] for one in drawn["exemplars"]],
         "alteration": alteration,
         "before": before,

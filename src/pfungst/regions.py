@@ -177,12 +177,14 @@ class Region:
     source   "pixels", or the layer whose channels show it, or the property
     area     share of the picture, 0..1
     mask     (H, W) bool, of a fixed region; None for a moving one
+    part     what of it is put on other pictures: all pixels, or their fine detail: what shines through, a watermark say
     """
 
     kind: str
     source: str
     area: float
     mask: Tensor | None = None
+    part: str = "all"
 
     def masks(self, maps: Mapping[str, Tensor]) -> Tensor:
         """(m, H, W) bool for samples with these cue maps, by source."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from pfungst import heatmaps
 from pfungst.alterations import Alteration, restore_alteration
 from pfungst.assignments import thin
-from pfungst.cuts import fill_colour, paste
+from pfungst.cuts import fill_colour
 from pfungst.evidence import (
     Evidence,
     Standard,
@@ -26,7 +26,7 @@ from pfungst.evidence import (
     suffices,
 )  # fmt: skip
 from pfungst.heatmaps import encode_png
-from pfungst.interventions import Case, Samples, examine, observe
+from pfungst.interventions import Case, Samples, examine, observe, put
 from pfungst.maps import Progress, Subject, make_laboratory
 from pfungst.neighbours import find_duplicates
 from pfungst.portraits import describe_portrait, draw_portrait, explain_place, read_columns
@@ -129,8 +129,9 @@ def try_candidate(
     most of the picture, is tried by a property, if it is clearly apart: the relevance of tinted pictures is alike too;
     by its own, if it was found by one as well, and by what sets it apart.
     A group found by a property that does not explain it is tried by a region: a border is a property, too; and, if it
-    is clearly apart, by what else sets it apart.  What works both ways ends the search, else the first that is
-    confirmed is kept; where none is, a property that suffices goes before a region that is refuted, or suffices, too.
+    is clearly apart, by what else sets it apart, and by the fine detail of a region.  What works both ways ends the
+    search, else the first that is confirmed is kept; where none is, a property that suffices goes before a region that
+    is refuted, or suffices, too.
     Returns the verdict, the alteration it is about (None: a region), what was said of a cause tried before it, if any,
     and how many were tried.
     """
@@ -142,14 +143,20 @@ def try_candidate(
         how = {"most": settings.samples, "seed": settings.seed}
         return examine_alteration(lab, subject.preprocess, case, alteration, **how), asdict(alteration)
 
+    def region(part: str) -> Verdict:
+        most, share = settings.samples, settings.min_share
+        return examine(lab, case, most=most, min_share=share, part=part, seed=settings.seed)
+
     def causes() -> Iterator[tuple[Verdict, dict[str, Any] | None]]:
         if own is not None and by_property:
             yield alter(own)
-        yield examine(lab, case, most=settings.samples, min_share=settings.min_share, seed=settings.seed), None
+        yield region("all"), None
         if own is not None and not by_property:
             yield alter(own)
         for cause in _seek(run, subject, lab, case, candidate):
             yield alter(cause)
+        if suspicion >= _CLEARLY_APART and len(case.outsiders):
+            yield region("detail"), None
 
     def told(verdict: Verdict, tries: int = 1) -> Verdict:
         return correct([verdict], [suspicion], standard, [tries])[0]
@@ -243,7 +250,7 @@ def _finding(
         "suspicion": candidate.suspicion,
         "views": list(candidate.views),
         "where": {"kind": verdict.region.kind, "place": place, "box": kept["box"], "area": verdict.region.area,
-                  "source": verdict.region.source, "mask": f"findings/{name}/mask.png"},
+                  "source": verdict.region.source, "part": verdict.region.part, "mask": f"findings/{name}/mask.png"},
         "summary": " ".join([summary, *describe_portrait(portrait, size)]),
         "verdict": verdict.verdict,
         "p": verdict.p,
@@ -343,11 +350,11 @@ def draw_finding(
         alteration = restore_alteration(candidate.alteration)
         _draw_experiment(run, subject, lab, case, folder, _altered(subject, case, group, rest, alteration))
         return {"exemplars": exemplars, "place": alteration.describe(), "box": None}
-    _draw_experiment(run, subject, lab, case, folder, _cut_and_pasted(subject, case, group, rest, masks))
+    _draw_experiment(run, subject, lab, case, folder, _cut_and_pasted(subject, lab, case, group, rest, region))
     first = masks[0].cpu().numpy()
     rows, columns = np.nonzero(first)
     box = [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1] if len(rows) else []
-    place = describe_place(first, region.kind)
+    place = ("the fine detail of " if region.part == "detail" else "") + describe_place(first, region.kind)
     return {"exemplars": exemplars, "place": place, "box": box if region.kind == "fixed" else None}
 
 
@@ -362,20 +369,23 @@ def typical_samples(run: Run, subject: Subject, case: Case, count: int = 24) -> 
     return members[order[:count]], others[drawn]
 
 
-def _cut_and_pasted(subject: Subject, case: Case, group: Samples, rest: Samples, masks: Tensor) -> dict[str, Tensor]:
+def _cut_and_pasted(
+    subject: Subject, lab: Laboratory, case: Case, group: Samples, rest: Samples, region: Region
+) -> dict[str, Tensor]:
     """A member with the region cut and with the control cut; a foreign picture with both pastes."""
     first = group.take([0])
+    masks = region.masks(first.cues)
     steps = {
         "member": first.inputs,
-        "cut": fill_colour(first.inputs, masks[:1]),
-        "cut_control": fill_colour(first.inputs, control_masks(masks[:1], first.pixels)),
+        "cut": fill_colour(first.inputs, masks),
+        "cut_control": fill_colour(first.inputs, control_masks(masks, first.pixels)),
     }
     foreign = _foreign(subject, case)
     if foreign is None:
         return steps
     pasted = {
-        "paste": paste(first.inputs, foreign, masks[:1]),
-        "paste_control": paste(rest.inputs[:1], foreign, masks[:1]),
+        "paste": put(lab, region, first.inputs, foreign, masks),
+        "paste_control": put(lab, region, rest.inputs[:1], foreign, masks),
     }
     return {**steps, "foreign": foreign, **pasted}
 
