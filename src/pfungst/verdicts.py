@@ -174,7 +174,11 @@ def try_candidate(
             break
     else:
         chosen = _choose_cause(tried, [told(verdict, len(tried)) for verdict, _ in tried], standard)
-    return *chosen, None if chosen is tried[0] else told(tried[0][0]).reason, len(tried)
+    if chosen is tried[0]:
+        return *chosen, None, len(tried)
+    first = told(tried[0][0])
+    what = "a property of the whole picture" if first.region.kind == "whole" else "a region"
+    return *chosen, f"{what} ({first.reason})", len(tried)
 
 
 def _choose_cause(
@@ -238,8 +242,7 @@ def _finding(
     alone = keeps_score(verdict, make_standard(subject.settings))
     summary = _summary(verdict, label, size, size + len(candidate.others), place, alone)
     if kept.get("before") is not None:
-        first = "A property of the whole picture" if candidate.alteration is None else "A region"
-        summary += f" ({first} was tried before: {kept['before']}.)"
+        summary += f" Another cause was tried before: {kept['before']}."
     return {
         "id": name,
         "rank": rank,
