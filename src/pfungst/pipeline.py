@@ -271,9 +271,9 @@ class Audit:
         """The self-contained HTML report."""
         return self.run.path / "report.html"
 
-    def place(self, images: str | Path, progress: Progress | None = None) -> list[Placement]:
+    def place(self, images: str | Path, progress: Progress | None = None, target: str = "auto") -> list[Placement]:
         """New pictures on this analysis: the findings they share, their nearest samples; see ``placements.py``."""
-        return place_samples(self.run, self.subject, images, progress)
+        return place_samples(self.run, self.subject, images, progress, target)
 
     def export(
         self, to: str, out: str | Path, *, findings: Sequence[str] = (), images: str | Path | None = None
