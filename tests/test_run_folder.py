@@ -75,7 +75,7 @@ def test_samples(finished: Path, small: Small) -> None:
     table = pq.read_table(finished / "samples.parquet")
     assert table.column_names == [
         "id", "path", "label", "prediction", "probability", "class", "score", "absorbed",
-        "cluster", "x", "y", "outlier", "finding", "set_aside", *NAMES,
+        "cluster", "x", "y", "outlier", "finding", "findings", "set_aside", *NAMES,
     ]  # fmt: skip
     rows = table.to_pylist()
     assert [row["id"] for row in rows] == [f"{name}/{i:02d}.png" for name in ("leaf", "rose") for i in range(40)]
@@ -85,7 +85,11 @@ def test_samples(finished: Path, small: Small) -> None:
     assert all(np.isfinite([row["score"], row["absorbed"], row["x"], row["y"], row["outlier"]]).all() for row in rows)
     assert all(0.5 < row["probability"] <= 1 and row["cluster"] >= 0 for row in rows)
     members = {row["id"] for row in rows if row["finding"] == "f001"}
-    assert members == set(read(finished / "findings.json")["findings"][0]["samples"])
+    findings = read(finished / "findings.json")["findings"]
+    assert members == set(findings[0]["samples"])
+    for one in findings:
+        assert {row["id"] for row in rows if one["id"] in row["findings"]} == set(one["samples"])
+    assert all(row["finding"] == next(iter(row["findings"]), None) for row in rows)
 
 
 def test_arrays(finished: Path) -> None:
