@@ -185,7 +185,7 @@ def print_evaluation(found: Any, table: Any, page: Path) -> None:
         if figure.main
     ]
     columns.append(("s / map", [write_number(found.seconds[m]) if m in found.seconds else "" for m in table.methods]))
-    names = max(map(len, table.methods)) + 4
+    names = max(map(len, table.titles.values())) + 4
     title = f"{len(found.ids)} picture{'s' * (len(found.ids) != 1)}, means"
     while columns:  # as many columns side by side as there is room for: a number that is cut is none
         width, count = names, 0
@@ -197,7 +197,7 @@ def print_evaluation(found: Any, table: Any, page: Path) -> None:
             shown.add_column(heading, justify="right", no_wrap=True)
         for row, method in enumerate(table.methods):
             style = "dim" if found.kinds[method] == "control" else None
-            shown.add_row(method, *(texts[row] for _, texts in columns[:count]), style=style)
+            shown.add_row(table.titles[method], *(texts[row] for _, texts in columns[:count]), style=style)
         console.print(shown)
         columns, title = columns[count:], ""
     console.print(
