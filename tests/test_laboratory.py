@@ -335,8 +335,13 @@ def test_names_that_are_none_are_refused(copied: Path, roses: list[int], name: s
 
 def test_rows_that_make_no_group_are_refused(copied: Path, roses: list[int]) -> None:
     run = Run(copied)
-    for rows in ([], [-1], [80], [0, roses[0]]):
-        with pytest.raises(SettingError):
+    for rows, told in (
+        ([], "no rows are given"),
+        ([-1], "no rows -1: its 80 samples are 0 to 79"),
+        ([*roses[:8], 99, 80], "no rows 80, 99: its 80 samples are 0 to 79"),
+        ([0, roses[0]], "too few"),
+    ):
+        with pytest.raises(SettingError, match=told):
             write_own(run, "mine", rows)
     with pytest.raises(SettingError, match="leaf"):
         write_own(run, "mine", roses[:8], "leaf")

@@ -129,7 +129,7 @@ def test_a_finding_is_counted_and_selected_with_all_its_members(page: Any, addre
     page.locator(".groups td", has_text="7").first.wait_for()
     assert [row.locator("td").first.inner_text() for row in rows.all()] == ["5", "7", "4", "70"]
     names = [row.locator("th label").inner_text().replace("\n", " ") for row in rows.all()]
-    assert names == ["f001", "f002 5 in this colour", "f003 0 in this colour", "none"]
+    assert names == ["f001", "f002 5 coloured", "f003 0 coloured", "none"]
     page.get_by_label("select: select f003").click()
     assert told(page, r"(\d+) selected") == 4
     page.get_by_label("select f002").click()

@@ -52,7 +52,7 @@ export function Groups(props: {
                     {one.coloured < one.shown && (
                       <span class="soft small" title="The others are members of several, and have the colour of another one">
                         {" "}
-                        {one.coloured.toLocaleString("en")} in this colour
+                        {one.coloured.toLocaleString("en")} coloured
                       </span>
                     )}
                   </span>
