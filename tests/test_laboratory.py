@@ -296,7 +296,7 @@ def test_commands_know_a_finding_of_ones_own(copied: Path, roses: list[int], con
     code, output, error = console("confirm", copied, "yellow", "--where", Run(copied).describe()["data"]["root"])
     assert (code, error) == (0, "")
     assert "again: confirmed" in output
-    assert "the cue is in 16 of 40 pictures of the class" in output
+    assert "the cue is in 16 of 40 pictures labelled as the class" in output
     record = read_own(Run(copied), "yellow")
     assert record["result"]["verdict"] == "confirmed"  # tested first, then again
     assert (copied / "own" / "yellow" / "confirmed_1.json").exists()
