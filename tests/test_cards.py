@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 import pfungst
-from pfungst import heatmaps
+from pfungst import cards, heatmaps
 from pfungst.charts import COLOURS
 from pfungst.confirmations import Confirmation
 from pfungst.evidence import Evidence, Verdict, describe_verdict
@@ -149,7 +149,7 @@ def test_audits_and_findings_show_what_the_run_folder_holds(finished: Path) -> N
     assert any(np.array_equal(page.picture(i), stored) for i in range(len(page.images)))
     spoiled = {**finding.record, "summary": EVIL, "class": EVIL, "verdict": EVIL, "exemplars": [],
                "judgements": [{"answer": "cheat", "by": EVIL, "note": EVIL, "at": "", "about": ""}]}  # fmt: skip
-    assert Page(Finding(spoiled, audit)._repr_html_()).text.count(EVIL) == 5
+    assert Page(Finding(spoiled, audit)._repr_html_()).text.count(EVIL) == 6
     assert audit.run.path.name in Page(audit._repr_html_()).text
 
 
@@ -191,3 +191,30 @@ def test_groups_are_told_apart_by_the_colour_blind(ground: str, blindness: str) 
         seen.append(OKLAB[1] @ np.cbrt(OKLAB[0] @ np.clip(np.array(BLINDNESS[blindness]) @ linear, 0, None)))
     distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
     assert min(distances) > 0.09, "of 1 between black and white"
+
+
+def test_words_are_not_broken_where_there_is_no_room(browser: Any, finished: Path) -> None:
+    """As wide as a cell of a notebook on a small screen, with names of classes that a column was broken for."""
+    run = Run(finished)
+    record = run.read_findings()["findings"][0]
+    names = ("nucleus", "platelet", "tissue")
+    records = [
+        {**record, "id": f"f{i:03d}", "class": name, "judgements": [{"answer": "legitimate", "by": "a", "note": ""}]}
+        for i, name in enumerate(names)
+    ]
+    page = browser.new_page(viewport={"width": 460, "height": 600})
+    page.set_content(f"<body style='margin:0'>{cards.show_audit(run.describe(), records, run.path)}")
+    broken = page.evaluate("""() => {
+        const walk = document.createTreeWalker(document.querySelector("table"), NodeFilter.SHOW_TEXT), found = [];
+        for (let text = walk.nextNode(); text; text = walk.nextNode())
+          for (const word of text.data.matchAll(/\\w+/g)) {
+            const range = document.createRange();
+            range.setStart(text, word.index);
+            range.setEnd(text, word.index + word[0].length);
+            if (new Set([...range.getClientRects()].map((one) => one.top)).size > 1) found.push(word[0]);
+          }
+        return found;
+    }""")
+    assert broken == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 460, "the table is scrolled, not the page"
+    page.close()

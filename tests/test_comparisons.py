@@ -29,13 +29,55 @@ def test_findings_are_matched_by_class_and_members_the_most_alike_first() -> Non
         group("f", range(22, 30)),  # 8 of 10 with b: 0.8
         group("g", range(50, 60)),  # of another class than c
     ]
-    pairs = match_findings(left, right)
+    pairs = match_findings(left, right, ids(*left, *right))
     assert [(left[p.left]["id"], right[p.right]["id"], round(p.jaccard, 2)) for p in pairs] == [
         ("a", "e", 0.83),
         ("b", "f", 0.8),
     ]
     # One with one: the second best partner of a finding that is taken stays alone.
-    assert len(match_findings([group("a", range(10)), group("b", range(9))], [group("c", range(10))])) == 1
+    rivals = [group("a", range(10)), group("b", range(9))]
+    assert len(match_findings(rivals, [group("c", range(10))], ids(*rivals))) == 1
+
+
+def test_only_samples_that_both_runs_have_are_counted() -> None:
+    whole, part = [group("a", range(100))], [group("b", range(0, 90, 2))]  # the part has every second sample
+    assert match_findings(whole, part, ids(*whole)) == []
+    (pair,) = match_findings(whole, part, ids(group("", range(0, 100, 2))))
+    assert pair.jaccard == 45 / 50
+    (back,) = match_findings(part, whole, ids(group("", range(0, 100, 2))))
+    assert back.jaccard == 45 / 50
+    assert match_findings(whole, part, ids(group("", range(3)))) == [], "two samples may be the same by chance"
+    assert match_findings(whole, part, set()) == []
+
+
+def test_a_run_of_a_part_keeps_the_findings_of_the_whole(finished: Path, tmp_path: Path, console: Console) -> None:
+    """Every second picture, as --limit draws them: half the members, but all of those that the run has."""
+    run = Run(Path(shutil.copytree(finished, tmp_path / "half")))
+    table = pq.read_table(run.path / "samples.parquet")
+    half = table.take(pa.array(range(0, len(table), 2)))
+    pq.write_table(half, run.path / "samples.parquet")
+    content, known = run.read_json("findings.json"), set(half.column("id").to_pylist())
+    sizes = {one["id"]: one["size"] for one in content["findings"]}
+    for one in content["findings"]:
+        one["samples"] = [name for name in one["samples"] if name in known]
+        one["size"] = len(one["samples"])
+    first = content["findings"][0]
+    assert 4 <= first["size"] < 0.6 * sizes[first["id"]], "by all samples they would not be one"
+    run.write_json("findings.json", content)
+    found = compare_runs(Run(finished), run)
+    assert (found["lost"], found["gained"]) == ([], [])
+    assert [one["left"] for one in found["kept"]] == [one["right"] for one in found["kept"]] == list(sizes)
+    kept = found["kept"][0]
+    assert (kept["jaccard"], kept["shared"]) == (1.0, first["size"])
+    assert kept["in_both"] == [first["size"]] * 2
+    code, out, _ = console("compare", finished, run.path)
+    assert code == 0
+    assert "samples: 40 in both runs, of 80 and 40" in out
+    assert f"pictures that both runs have: {first['size']} of {sizes['f001']} and {first['size']}" in out
+
+
+def ids(*groups: dict[str, Any]) -> set[str]:
+    return {name for one in groups for name in one["samples"]}
 
 
 @pytest.fixture

@@ -313,7 +313,19 @@ def test_how_often_the_cue_is_elsewhere(labelled: bool, run: Path, small: Small,
         assert (without["count"], without["n"]) == (10, 15), "roses that look like leaves are not recognised"
     else:
         assert found["accuracy"] is None
-    assert any("the cue is in 10 of" in line for line in result.lines())
+    of = "25 pictures labelled as the class, recognised or not" if labelled else "20 pictures taken for the class"
+    assert sum(f"the cue is in 10 of {of}" in line for line in result.lines()) == 1
+
+
+def test_the_runs_own_share_is_told_once_for_all_folders(run: Path, small: Small, tmp_path: Path) -> None:
+    folders = [_elsewhere(small, tmp_path / name, True) for name in ("first", "second")]
+    lines = pfungst.reopen(run).findings[0].confirm(folders=folders).lines()
+    own = [line for line in lines if line.startswith("the run's own pictures: ")]
+    assert len(own) == 1
+    assert "16 of 40 pictures labelled as the class" in own[0]
+    assert [line.split(": ")[0] for line in lines[lines.index(own[0]) + 1 :]][::2] == [str(one) for one in folders]
+    report = (run / "report.html").read_text()
+    assert report.count("the run&#39;s own pictures: ") == 1
 
 
 def test_a_folder_without_the_class_is_refused(run: Path, small: Small, tmp_path: Path) -> None:

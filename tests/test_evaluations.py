@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,11 @@ def test_more_methods_compute_what_is_new_alone(model: nn.Module, tmp_path: Path
         out=tmp_path / "q",
     )  # fmt: skip
     assert set(found.values) == {"gradient-x-input", "random", "centre-gaussian", "edges"}
-    with pytest.raises(RunError, match="another evaluation: data"):
+    with pytest.raises(
+        RunError, match=r"another evaluation: data was '\w{16}.*, is now '\w{16}.*limit was None, is now 9"
+    ):
+        evaluate(model, (small[0] * 0.9, *small[1:]), methods=["gradient"], batch_size=6, limit=9, out=tmp_path / "q")
+    with pytest.raises(RunError, match="another evaluation: data was"):
         evaluate(model, (small[0] * 0.9, *small[1:]), methods=["gradient"], batch_size=6, out=tmp_path / "q")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
@@ -236,6 +241,43 @@ def test_what_is_asked_wrongly_is_said(model: nn.Module) -> None:
 def test_what_a_method_chose_is_told(model: nn.Module) -> None:
     found = judge(model, methods=["grad-cam"], measures=["complexity"])
     assert found.notes == ["grad-cam looks at layer look: 2 channels of 16 x 16"]
+
+
+def test_the_preset_that_auto_chose_is_named(model: nn.Module, tmp_path: Path, capsys: Any) -> None:
+    found = judge(model, methods=["auto", "epsilon"], out=tmp_path / "q")
+    table = tabulate(found)
+    assert found.chosen == {"auto": "epsilon-plus"}
+    assert set(found.values) == {"auto", "epsilon", "random", "centre-gaussian", "edges"}, "its name stays"
+    assert table.titles["auto"] == "auto: epsilon-plus"
+    page = write_evaluation(found, tmp_path / "q").read_text()
+    assert re.search(r'<th scope="row">auto: <span class="chosen">epsilon-plus</span>', page)
+    assert "<h3>auto: epsilon-plus</h3>" in page
+    assert "<figcaption>auto: epsilon-plus</figcaption>" in page
+    print_evaluation(found, table, tmp_path / "page.html")
+    assert "auto: epsilon-plus" in capsys.readouterr().out
+    assert "auto: epsilon-plus" in repr(table)
+    rows = json.loads((tmp_path / "q" / "evaluation.json").read_text())["table"]
+    assert {row["method"]: row.get("chosen") for row in rows}["auto"] == "epsilon-plus"
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "q" / "parts").rglob("*.npz")}
+    again = judge(model, methods=["auto", "epsilon"], out=tmp_path / "q")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "q" / "parts").rglob("*.npz")} == parts
+    assert again.chosen == found.chosen, "and nothing is computed again to know it"
+
+
+def test_the_page_shows_what_there_is(model: nn.Module) -> None:
+    found = judge(model, measures=["srg", "conservation"])
+    page = write_page(found, tabulate(found))
+    assert "</span>random order" not in page, "no curve of it is drawn"
+    assert "</span>least relevant first" in page
+    assert "- to -" not in page
+    assert "n = 0" not in page
+    assert 'title="not defined for maps of this method">-<' in page
+    flipped = judge(model, measures=["pixel-flipping", "region-perturbation"])
+    for measure, part in zip(flipped.measures, write_page(flipped, tabulate(flipped)).split("<h2>")[1:], strict=False):
+        orders = {order for curves in flipped.curves.values() for order in curves[measure]}
+        assert part.startswith(measure)
+        for order in ("most relevant first", "least relevant first", "random order"):
+            assert (f"</span>{order}" in part) == (order in orders), (measure, order)
 
 
 def test_rows_are_drawn_from_all_classes() -> None:

@@ -296,7 +296,7 @@ def test_commands_know_a_finding_of_ones_own(copied: Path, roses: list[int], con
     code, output, error = console("confirm", copied, "yellow", "--where", Run(copied).describe()["data"]["root"])
     assert (code, error) == (0, "")
     assert "again: confirmed" in output
-    assert "the cue is in 16 of 40 pictures of the class" in output
+    assert "the cue is in 16 of 40 pictures labelled as the class" in output
     record = read_own(Run(copied), "yellow")
     assert record["result"]["verdict"] == "confirmed"  # tested first, then again
     assert (copied / "own" / "yellow" / "confirmed_1.json").exists()
@@ -335,8 +335,13 @@ def test_names_that_are_none_are_refused(copied: Path, roses: list[int], name: s
 
 def test_rows_that_make_no_group_are_refused(copied: Path, roses: list[int]) -> None:
     run = Run(copied)
-    for rows in ([], [-1], [80], [0, roses[0]]):
-        with pytest.raises(SettingError):
+    for rows, told in (
+        ([], "no rows are given"),
+        ([-1], "no rows -1: its 80 samples are 0 to 79"),
+        ([*roses[:8], 99, 80], "no rows 80, 99: its 80 samples are 0 to 79"),
+        ([0, roses[0]], "too few"),
+    ):
+        with pytest.raises(SettingError, match=told):
             write_own(run, "mine", rows)
     with pytest.raises(SettingError, match="leaf"):
         write_own(run, "mine", roses[:8], "leaf")

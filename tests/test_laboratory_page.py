@@ -81,6 +81,39 @@ def test_a_region_is_painted_cut_and_pasted(page: Any, address: str) -> None:
     assert page.get_by_role("button", name="Cut", exact=True).is_disabled()
 
 
+_STROKES = r"""() => Object.fromEntries(["control", "halo", "bar", "bar.chosen"].map((name) => {
+    const style = getComputedStyle(document.querySelector(`.scores .${name}`));
+    const colour = name === "control" ? style.stroke : style.fill;
+    return [name, colour.match(/[\d.]+/g).slice(0, 3).map(Number)];
+}))"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_controls_ring_is_seen_on_its_bar(page: Any, address: str, scheme: str) -> None:
+    """The ring stands out from the ring of ground around it, and that from the bars; contrast as WCAG 2 has it."""
+    page.emulate_media(color_scheme=scheme)
+    page.goto(address + "#view=try")
+    page.get_by_role("button", name="strongest part of the map").click()
+    page.get_by_role("button", name="Cut", exact=True).click()
+    page.locator(".scores .control").first.wait_for()
+    colours = page.evaluate(_STROKES)
+    assert _contrast(colours["control"], colours["halo"]) > 7
+    assert _contrast(colours["halo"], colours["bar.chosen"]) > 3
+    kinds = page.locator(".scores circle").evaluate_all("all => all.slice(0, 2).map((one) => one.className.baseVal)")
+    assert kinds == ["halo", "control"], "the ring is drawn last"
+    take(page, f"ring_{scheme}")
+
+
+def _contrast(one: list[float], other: list[float]) -> float:
+    def luminance(colour: list[float]) -> float:
+        parts = [value / 255 for value in colour]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
 def test_a_region_is_painted_by_keyboard_alone(page: Any, address: str) -> None:
     page.goto(address + "#view=try&row=0")
     board = page.locator(".board canvas")

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Console, _picture
 
-from pfungst.errors import SettingError
-from pfungst.placements import check_table
+from pfungst.errors import DataError, SettingError
+from pfungst.placements import check_table, find_taken_for_others
 from pfungst.runs import reopen
 
 COLOURS = {"leaf": (0.1, 0.8, 0.1), "rose": (0.85, 0.1, 0.1)}
@@ -106,6 +106,68 @@ def test_the_command_writes_tables(finished: Path, pictures: Path, tmp_path: Pat
     code, _, err = console("place", run, pictures, "--out", tmp_path / "a.csv")
     assert code == 1
     assert "exists" in err
+
+
+@pytest.fixture(scope="module")
+def cornered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 leaves with the cue of the roses, which the network takes for roses, and 3 that are as leaves are."""
+    root = tmp_path_factory.mktemp("cornered")
+    rng = np.random.default_rng(11)
+    (root / "leaf").mkdir()
+    for i in range(15):
+        _picture(rng, COLOURS["leaf"], i < 12).save(root / "leaf" / f"{i:02d}.png")
+    return root
+
+
+def test_a_cue_on_pictures_of_another_class(opened: Any, cornered: Path) -> None:
+    (confirmed,) = (one.record["id"] for one in opened.findings if one.verdict == "confirmed")
+    by_label, by_prediction = opened.place(cornered), opened.place(cornered, target="predicted")
+    assert [one.prediction for one in by_label] == ["rose"] * 12 + ["leaf"] * 3
+    assert {one.class_name for one in by_label} == {"leaf"}
+    assert not any(confirmed in one.findings for one in by_label), "compared with leaves alone"
+    assert find_taken_for_others(by_label) == {"rose": 12}
+    assert [one.class_name for one in by_prediction] == [one.prediction for one in by_label]
+    assert [confirmed in one.findings for one in by_prediction] == [True] * 12 + [False] * 3
+    assert find_taken_for_others(by_prediction) == {}
+    with pytest.raises(SettingError, match="auto, label, predicted"):
+        opened.place(cornered, target="rose")
+
+
+def test_labels_that_are_asked_for_must_be_there(opened: Any, cornered: Path) -> None:
+    with pytest.raises(DataError, match="no labels"):
+        opened.place(cornered / "leaf", target="label")
+
+
+def test_the_command_tells_what_was_not_compared(
+    finished: Path, cornered: Path, tmp_path: Path, console: Console
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    by_id = {one["id"]: one for one in json.loads((run / "findings.json").read_text())["findings"]}
+    (confirmed,) = (name for name, one in by_id.items() if one["verdict"] == "confirmed")
+    (refuted,) = (name for name, one in by_id.items() if one["verdict"] != "confirmed")
+    code, out, err = console("place", run, cornered)
+    assert code == 0, err
+    assert "12 of 15 pictures are recognised as another class" in out
+    assert "12 as rose" in out
+    assert "--target predicted" in out
+    assert _counts(out)[confirmed] == 0, "a confirmed finding is listed where it is in no picture"
+    assert refuted not in _counts(out) or _counts(out)[refuted] > 0
+    assert next(iter(_counts(out))) == confirmed
+    code, out, err = console("place", run, cornered, "--target", "predicted")
+    assert code == 0, err
+    assert _counts(out)[confirmed] == 12
+    assert "another class" not in out
+    assert console("judge", run, refuted, "cheat")[0] == 0
+    code, out, err = console("place", run, cornered / "leaf", "--target", "predicted")
+    assert list(_counts(out)) == [confirmed, refuted], "what a person called a cheat is listed, too"
+    assert "judged cheat" in out
+    assert "no labels" in console("place", run, cornered / "leaf", "--target", "label")[2]
+
+
+def _counts(out: str) -> dict[str, int]:
+    """Pictures of each finding, as the printed table has them, in its order."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    return {row[0]: int(row[3]) for row in rows if row[0]}
 
 
 def test_a_table_of_no_kind(tmp_path: Path) -> None:

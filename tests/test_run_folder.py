@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,8 @@ from pfungst.errors import RunError
 from pfungst.models import LoadedModel, load_model
 from pfungst.pipeline import STAGES
 from pfungst.properties import FILED, NAMES, SEEN
-from pfungst.store import Run, _differences
+from pfungst.reports import write_report
+from pfungst.store import Run, list_differences
 
 QUICK = {"min_size": 100}  # too few pictures for groups, so that an audit is over at once
 
@@ -75,7 +77,7 @@ def test_samples(finished: Path, small: Small) -> None:
     table = pq.read_table(finished / "samples.parquet")
     assert table.column_names == [
         "id", "path", "label", "prediction", "probability", "class", "score", "absorbed",
-        "cluster", "x", "y", "outlier", "finding", "set_aside", *NAMES,
+        "cluster", "x", "y", "outlier", "finding", "findings", "set_aside", *NAMES,
     ]  # fmt: skip
     rows = table.to_pylist()
     assert [row["id"] for row in rows] == [f"{name}/{i:02d}.png" for name in ("leaf", "rose") for i in range(40)]
@@ -85,7 +87,24 @@ def test_samples(finished: Path, small: Small) -> None:
     assert all(np.isfinite([row["score"], row["absorbed"], row["x"], row["y"], row["outlier"]]).all() for row in rows)
     assert all(0.5 < row["probability"] <= 1 and row["cluster"] >= 0 for row in rows)
     members = {row["id"] for row in rows if row["finding"] == "f001"}
-    assert members == set(read(finished / "findings.json")["findings"][0]["samples"])
+    findings = read(finished / "findings.json")["findings"]
+    assert members == set(findings[0]["samples"])
+    for one in findings:
+        assert {row["id"] for row in rows if one["id"] in row["findings"]} == set(one["samples"])
+    assert all(row["finding"] == next(iter(row["findings"]), None) for row in rows)
+
+
+def test_the_reports_map_says_where_members_have_another_colour(finished: Path, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(finished, tmp_path / "run")))
+    content = run.read_json("findings.json")
+    first = content["findings"][0]
+    shutil.copytree(run.path / "findings/f001", run.path / "findings/f008")
+    other = {**first, "id": "f008", "rank": 8, "verdict": "refuted", "samples": first["samples"][:5]}
+    run.write_json("findings.json", {**content, "findings": [*content["findings"], other]})
+    text = re.sub(r"<[^>]*>", "", write_report(run).read_text())
+    assert "● f008 refuted (0 of 5 in this colour)" in text
+    assert f"f001 {first['verdict']} " in text
+    assert f"f001 {first['verdict']} (" not in text, "the first of the report has all of its members"
 
 
 def test_arrays(finished: Path) -> None:
@@ -436,12 +455,12 @@ def test_model_images_and_global_state_are_unchanged(grad: bool, small: Small, t
 def test_what_differs_in_long_settings_is_told() -> None:
     rows = "epsilon-plus [convolution/anywhere/*: ZPlus(); dense/anywhere/*: Epsilon(epsilon=1e-06); "
     known, now = ({"preset": f"{rows}pre_activation={form}, max_pool=winner]"} for form in ("threshold", "switch"))
-    (told,) = _differences(known, now)
+    (told,) = list_differences(known, now)
     before, after = told.removeprefix("preset was ").split(", is now ")
     assert "pre_activation=threshold" in before
     assert "pre_activation=switch" in after
     assert len(told) < 120
-    assert list(_differences({"seed": 0, "a": {"b": "x" * 60}}, {"seed": 1, "a": {"b": "y"}})) == [
+    assert list(list_differences({"seed": 0, "a": {"b": "x" * 60}}, {"seed": 1, "a": {"b": "y"}})) == [
         "seed was 0, is now 1",
         f"a.b was '{'x' * 39}..., is now 'y'",
     ]

@@ -141,7 +141,13 @@ def make_run(folder: Path) -> Path:
         "nearest": [], "exemplars": [], "verdict": "confirmed", "size": 5, "prevalence": 0.1, "suspicion": 1.0,
         "views": [], "where": {"kind": "moving"}, "summary": "", "p": 0.0, "reason": "",
     }  # fmt: skip
-    run.write_json("findings.json", {"version": 1, "untested": 0, "findings": [finding]})
+    # Two more of the same pictures and others: a sample is coloured by the first of the report, f003 by none.
+    more = [("f002", 2, ids[3:10], "refuted"), ("f003", 3, ids[4:8], "refuted")]
+    findings = [
+        finding,
+        *({**finding, "id": a, "rank": b, "samples": c, "size": len(c), "verdict": d} for a, b, c, d in more),
+    ]
+    run.write_json("findings.json", {"version": 1, "untested": 0, "findings": findings})
     places = [run.read_json(f"embeddings/{index:04d}.json") for index in range(2)]
     run.write_table("samples.parquet", {
         "id": ids, "path": [str(folder / "pictures" / f"{row}.png") for row in range(N)],
@@ -149,7 +155,8 @@ def make_run(folder: Path) -> Path:
         "probability": rng.uniform(size=N), "class": [CLASSES[i] for i in label], "score": rng.normal(size=N),
         "cluster": [0] * 80 + [None] * 40, "outlier": [1.5] * 80 + [None] * 40,
         "x": [*places[0]["x"], *places[1]["x"]] + [None] * 40, "y": [*places[0]["y"], *places[1]["y"]] + [None] * 40,
-        "finding": ["f001"] * 5 + [None] * 115, "set_aside": [""] * N, "a/b?": [f"s{i % 2}" for i in range(N)],
+        "finding": ["f001"] * 5 + ["f002"] * 5 + [None] * 110, "set_aside": [""] * N,
+        "a/b?": [f"s{i % 2}" for i in range(N)],
     })  # fmt: skip
     run.finish("samples")
     return run.path
@@ -191,6 +198,21 @@ def test_columns_are_those_of_the_file_and_what_follows_from_them(client: TestCl
     assert np.isnan(outlier[80:]).all()
     assert client.get(HERE + "/columns/id").status_code == 422
     assert client.get(HERE + "/columns/..%2Frun.json").status_code == 404
+
+
+def test_a_sample_of_several_findings_is_a_member_of_each(client: TestClient) -> None:
+    columns = {one["name"]: one for one in asked(client, "/columns").json()["columns"]}
+    assert columns["finding"]["values"] == ["f001", "f002", "f003"], "f003, too, which colours nothing"
+    assert [name for name, one in columns.items() if one["several"]] == ["finding"]
+    members = [[0, 1, 2, 3, 4], [3, 4, 5, 6, 7, 8, 9], [4, 5, 6, 7]]
+    assert rows_of(asked(client, "/members/finding")) == [part for one in members for part in (len(one), *one)]
+    assert client.get(HERE + "/members/label").status_code == 422
+    told = asked(client, "/facts", {"rows": [4, 0, 11, 8]}).json()
+    assert [one["findings"] for one in told] == [["f001", "f002", "f003"], ["f001"], [], ["f002"]]
+    verdicts = rows_of(asked(client, "/columns/verdict"))
+    assert verdicts[:11] == [0] * 5 + [2] * 5 + [2**32 - 1], "of the first of the report"
+    asked(client, "/findings/f003/judgements", {"answer": "cheat"})
+    assert rows_of(asked(client, "/columns/judged"))[:9] == [2**32 - 1] * 4 + [0] * 4 + [2**32 - 1]
 
 
 def test_columns_are_kept_by_a_browser_until_somebody_judges(client: TestClient) -> None:
@@ -315,7 +337,7 @@ def test_a_selection_goes_out_in_every_format(client: TestClient, tmp_path: Path
     table = pq.read_table(io.BytesIO(asked(client, "/export", {"rows": rows, "format": "parquet"}).content))
     ids = [f"../cat/{row}.png" for row in rows]
     assert table.column("id").to_pylist() == ids
-    assert table.column("findings").to_pylist() == [["f001"], [], []]
+    assert table.column("findings").to_pylist() == [["f001"], ["f002", "f003"], ["f002"]]
     read = pyarrow.csv.read_csv(io.BytesIO(asked(client, "/export", {"rows": rows, "format": "csv"}).content))
     assert read.column("score").to_pylist() == pytest.approx(table.column("score").to_pylist())
     content = json.loads(asked(client, "/export", {"rows": rows, "format": "json"}).content)

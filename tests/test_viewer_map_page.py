@@ -123,8 +123,26 @@ def test_filtered_points_stay_grey_and_are_not_selected(page: Any, address: str)
     assert told(page, r"\b([123]?\d) of 120") < 40
 
 
+def test_a_finding_is_counted_and_selected_with_all_its_members(page: Any, address: str) -> None:
+    show(page, address, "colour=finding")
+    rows = page.locator(".groups tbody tr")
+    page.locator(".groups td", has_text="7").first.wait_for()
+    assert [row.locator("td").first.inner_text() for row in rows.all()] == ["5", "7", "4", "70"]
+    names = [row.locator("th label").inner_text().replace("\n", " ") for row in rows.all()]
+    assert names == ["f001", "f002 5 coloured", "f003 0 coloured", "none"]
+    page.get_by_label("select: select f003").click()
+    assert told(page, r"(\d+) selected") == 4
+    page.get_by_label("select f002").click()
+    assert told(page, r"(\d+) selected") == 7
+    page.get_by_label("only f003").click()
+    assert told(page, r"(\d+) filtered out") == 76
+    assert names[2] not in rows.nth(2).inner_text(), "those that only f003 lets through have its colour"
+    page.get_by_role("checkbox", name="f002").check()
+    assert told(page, r"(\d+) filtered out") == 73
+
+
 def test_a_map_is_computed_on_request(page: Any, address: str) -> None:
-    page.goto(f"{address}#view=map&layout=tsne:2")
+    page.goto(f"{address}#view=map&layout=tsne:2&colour=label")
     page.locator("button", has_text="compute this map").click()
     assert told(page, r"(\d+) of 120 samples shown") == 40
     assert marks(page) > 100

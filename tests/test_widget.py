@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def test_points_are_those_of_the_run(finished: Path) -> None:
     for name, x, y, group in zip(points["ids"], points["x"], points["y"], names, strict=True):
         assert (x, y, group) == (table[name]["x"], table[name]["y"], table[name]["finding"])
     for number, one in enumerate(points["groups"]):
-        assert one["count"] == points["group"].count(number)
+        assert one["count"] == points["group"].count(number) + len(one["also"])
         assert one["name"].split(", ")[1] in ("confirmed", "open", "refuted")
     clusters = widget.read_points(run, "rose", "cluster")
     for name, group in zip(clusters["ids"], clusters["group"], strict=True):
@@ -189,6 +190,37 @@ def test_points_are_those_of_the_run(finished: Path) -> None:
         widget.read_points(run, "tulip")
     with pytest.raises(SettingError, match="finding, cluster"):
         widget.read_points(run, "rose", "colour")
+
+
+def test_a_group_has_the_members_that_are_drawn_as_another_one(finished: Path, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(finished, tmp_path / "run")))
+    content = run.read_json("findings.json")
+    first = content["findings"][0]
+    content["findings"].append(
+        {**first, "id": "f008", "rank": 8, "samples": first["samples"][:3], "verdict": "refuted"}
+    )
+    run.write_json("findings.json", content)
+    points = widget.read_points(run, "rose")
+    (group,) = (one for one in points["groups"] if one["name"] == "f008, refuted")
+    assert group["count"] == 3
+    assert [points["ids"][i] for i in group["also"]] == sorted(first["samples"][:3])
+    assert points["groups"].index(group) not in points["group"]
+
+
+@needs_browser
+def test_all_members_of_a_group_are_selected(tmp_path: Path) -> None:
+    points = made_up(60)
+    others = [i for i in range(60) if points["group"][i] == 0][:2]
+    points["groups"][1] |= {"also": others, "count": points["groups"][1]["count"] + 2}
+    told = play(
+        tmp_path,
+        points,
+        """
+        press("f002"); told.group = state.selected; told.text = el.textContent;
+    """,
+    )
+    assert told["group"] == [points["ids"][i] for i in range(60) if points["group"][i] == 1 or i in others]
+    assert f"f002, refuted ({points['groups'][1]['count']}, {points['group'].count(1)} in this colour)" in told["text"]
 
 
 def test_the_widget_and_python_share_the_selection(finished: Path) -> None:

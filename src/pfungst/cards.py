@@ -28,6 +28,8 @@ _STYLE = (
     f"{','.join(f'{dark} .pfungst-card' for dark in _DARK)}{{{write_colours('dark')}}}"
     ".pfungst-card table{border-collapse:collapse;margin:6px 0;font-variant-numeric:tabular-nums}"
     ".pfungst-card th,.pfungst-card td{text-align:right;padding:2px 9px;border-bottom:1px solid rgba(128,128,128,.35)}"
+    # A table that has no room is scrolled: its words stay whole, where only a single long one may break.
+    ".pfungst-card table{overflow-wrap:normal}.pfungst-card .words{overflow-wrap:break-word}"
     ".pfungst-card th,.pfungst-card td:not(.words){white-space:nowrap}.pfungst-card .scroll{overflow-x:auto}"
     ".pfungst-card th:first-child,.pfungst-card td:first-child,.pfungst-card .words{text-align:left}"
     ".pfungst-card figure{display:inline-block;margin:4px 10px 4px 0;vertical-align:top;font-size:12px}"
@@ -99,9 +101,13 @@ def show_finding(record: Mapping[str, Any], folder: Path, needed: Collection[str
           (("input", "picture"), ("overlay", "relevance of"))),
     ]  # fmt: skip
     figures = "".join(_file(folder / file, alt, caption) for file, alt, caption in pictures)
-    share = f"{record['size']} pictures, {record['prevalence']:.0%} of those recognised"
+    share = f"{record['size']} pictures, {record['prevalence']:.0%} of those recognised as {record['class']}"
     head = f"{escape(name)}: class {escape(str(record['class']))} {_chip(record['verdict'])}"
-    parts = [f"<p>{escape(record['summary'])}</p>", *said, f"<p>{share}; suspicion {record['suspicion']:.2f}</p>"]
+    parts = [
+        f"<p>{escape(record['summary'])}</p>",
+        *said,
+        f"<p>{escape(share)}; suspicion {record['suspicion']:.2f}</p>",
+    ]
     return _card(head, [*parts, f"<div>{figures}</div>", _evidence(record["evidence"], needed)])
 
 

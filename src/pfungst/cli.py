@@ -415,12 +415,15 @@ def confirm(run: str, finding: str, as_json: bool, **options: Any) -> None:
 @cli.command(epilog="Example:  pfungst place runs/photos new_photos/ --out placed.csv")
 @functools.partial(_reopening, what="pictures")
 @click.option("--out", default=None, type=click.Path(), help="Write a row a picture: .csv, .parquet or .json.")
+@click.option("--target", default="auto", show_default=True, type=click.Choice(["auto", "label", "predicted"]),
+              help="The class within which a picture is compared, as of audit.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON and nothing else.")
 def place(run: str, pictures: str, out: str | None, as_json: bool, **options: Any) -> None:
     """Place new PICTURES (a folder or manifest) on a finished RUN: whose findings they share, how odd they are.
 
     The run stays as it is. Findings: those whose members a picture is like. Outlier: mean distance to the nearest
-    samples of its class, 1 being as usual.
+    samples of its class, 1 being as usual.  Class: the label where there are labels; with --target predicted what the
+    model takes it for, which is what tells whether pictures of other classes carry a cue.
     """
     from pfungst.placements import check_table, write_table
     from pfungst.runs import place_pictures
@@ -435,7 +438,7 @@ def place(run: str, pictures: str, out: str | None, as_json: bool, **options: An
     if as_json:
         click.echo(json.dumps([one.record() for one in placed], indent=1))
     else:
-        print_placements(placed, Run(run).read_findings()["findings"], out)
+        print_placements(placed, Run(run), out)
 
 
 @cli.command(epilog="Example:  pfungst guard runs/photos f001 --out tests/test_cue.py")
@@ -482,10 +485,7 @@ def main() -> None:
     """Entry point: an error of ours is printed as one message, without a traceback, and the exit code is 1."""
     try:
         cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("\nStopped. The same command again goes on from here.", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("\nStopped. The same command again goes on from here.", err=True)
         sys.exit(130)
     except click.ClickException as error:

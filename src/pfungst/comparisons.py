@@ -1,13 +1,14 @@
 """Two runs beside each other, before and after a repair, or of two models: findings gained, lost and kept.
 
 A finding is kept if the other run has one of the same class with much the same members (Jaccard index ``SAME`` or
-more); each is matched with one at most, the most alike first.  Samples are the same if their ids are.  A finding that
-is lost is one that the other run does not show: the model may have given up the cue, or its group fell apart.
+more); each is matched with one at most, the most alike first.  Samples are the same if their ids are, and only those
+that both runs have are counted: a run of a part of the pictures can keep a finding of the whole.  A finding that is
+lost is one that the other run does not show: the model may have given up the cue, or its group fell apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from pfungst.reports import place_in_report
 from pfungst.store import Run
 
 CHANGES = 200  # samples with another decision that are named
+_LEAST_SHARED = 4  # members in both findings that are one, or all of the smaller one's: fewer may be the same by chance
 
 
 def compare_runs(left: Run, right: Run) -> dict[str, Any]:
@@ -25,42 +27,51 @@ def compare_runs(left: Run, right: Run) -> dict[str, Any]:
 
     runs         path, model, preset, pictures and verdicts of each
     differences  what the two runs differ in, beside their findings: name, left, right
-    kept         left, right (ids), class, jaccard, verdicts, changed (the verdict), shared (samples of both)
-    lost, gained id, class, verdict, size, place, and the id and Jaccard index of the most alike finding, if any
+    kept         left, right (ids), class, jaccard, verdicts, changed (the verdict), sizes, shared (samples of both
+                 findings), in_both (how many of each finding's samples both runs have, of which jaccard is)
+    lost, gained id, class, verdict, size, place, in_both, and id and Jaccard index of the most alike finding, if any
     samples      see ``compare_samples``
     """
     both = [_open(run) for run in (left, right)]
     records: list[list[dict[str, Any]]] = [content["findings"] for _, content in both]
-    pairs = match_findings(*records)
+    common = _find_common((left, right), records)
+    pairs = match_findings(records[0], records[1], common)
     matched = ({pair.left for pair in pairs}, {pair.right for pair in pairs})
     return {
         "version": 1,
         "runs": [_head(run, *one) for run, one in zip((left, right), both, strict=True)],
         "differences": list(find_differences(both[0][0], both[1][0])),
-        "kept": [_kept(records[0][pair.left], records[1][pair.right], pair) for pair in pairs],
-        "lost": _lones(records[0], matched[0], records[1]),
-        "gained": _lones(records[1], matched[1], records[0]),
+        "kept": [_kept(records[0][pair.left], records[1][pair.right], pair, common) for pair in pairs],
+        "lost": _lones(records[0], matched[0], records[1], common),
+        "gained": _lones(records[1], matched[1], records[0], common),
         "samples": compare_samples(left, right),
     }
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two findings that are one: positions in their lists, and the Jaccard index of their members."""
+    """Two findings that are one: positions in their lists, and the Jaccard index of their members in both runs."""
 
     left: int
     right: int
     jaccard: float
 
 
-def match_findings(left: Sequence[Mapping[str, Any]], right: Sequence[Mapping[str, Any]]) -> list[Pair]:
-    """Pairs of findings of one class and much the same members, in the order of ``left``."""
-    members = [[np.unique(one["samples"]) for one in records] for records in (left, right)]
+def match_findings(
+    left: Sequence[Mapping[str, Any]], right: Sequence[Mapping[str, Any]], common: Set[str]
+) -> list[Pair]:
+    """Pairs of findings of one class and much the same members, in the order of ``left``.
+
+    ``common``: ids of the samples that both runs have; members that are not among them count to nothing.
+    """
+    members = [[_members(one, common) for one in records] for records in (left, right)]
     pairs = [
         Pair(i, j, jaccard(members[0][i], members[1][j]))
         for i, a in enumerate(left)
         for j, b in enumerate(right)
         if a["class"] == b["class"]
+        and len(np.intersect1d(members[0][i], members[1][j]))
+        >= min(_LEAST_SHARED, len(a["samples"]), len(b["samples"]))
     ]
     found: list[Pair] = []
     for pair in sorted(pairs, key=lambda pair: (-pair.jaccard, pair.left, pair.right)):
@@ -130,11 +141,22 @@ def tell_comparison(found: Mapping[str, Any]) -> list[str]:
         for one in found[kind]:
             if kind == "kept":
                 verdicts = " -> ".join(one["verdicts"]) if one["changed"] else one["verdicts"][0]
-                text = f"{one['left']} = {one['right']}, {one['class']}: {verdicts} (Jaccard {one['jaccard']:.2f})"
+                text = f"{one['left']} = {one['right']}, {one['class']}: {verdicts} (Jaccard {one['jaccard']:.2f}"
+                if one["in_both"] != one["sizes"]:
+                    of = " and ".join(map(_tell_part, one["sizes"], one["in_both"]))
+                    text += f" of the pictures that both runs have: {of}"
+                text += ")"
             else:
                 text = f"{one['id']}, {one['class']}: {one['verdict']}, {one['size']} pictures, {one['place']}"
+                if one["in_both"] < one["size"]:
+                    text += f"; the other run has {one['in_both'] or 'none'} of these pictures"
             lines.append(f"  {text}")
     samples = found["samples"]
+    if any(samples["only"]):
+        sizes = [samples["common"] + more for more in samples["only"]]
+        lines.append(
+            f"samples: {samples['common']} in both runs, of {sizes[0]} and {sizes[1]}; by these findings are compared"
+        )
     text = f"decisions: {samples['changed']} of the {samples['common']} samples of both are another"
     if samples["accuracy"] is not None:
         text += f"; {samples['repaired']} became right, {samples['broken']} wrong"
@@ -161,7 +183,7 @@ def _head(run: Run, description: Mapping[str, Any], content: Mapping[str, Any]) 
     }
 
 
-def _kept(left: Mapping[str, Any], right: Mapping[str, Any], pair: Pair) -> dict[str, Any]:
+def _kept(left: Mapping[str, Any], right: Mapping[str, Any], pair: Pair, common: Set[str]) -> dict[str, Any]:
     return {
         "left": left["id"],
         "right": right["id"],
@@ -172,20 +194,24 @@ def _kept(left: Mapping[str, Any], right: Mapping[str, Any], pair: Pair) -> dict
         "sizes": [left["size"], right["size"]],
         "places": [left["where"]["place"], right["where"]["place"]],
         "shared": len(np.intersect1d(left["samples"], right["samples"])),
+        "in_both": [len(_members(one, common)) for one in (left, right)],
     }
 
 
 def _lones(
-    records: Sequence[Mapping[str, Any]], matched: set[int], others: Sequence[Mapping[str, Any]]
+    records: Sequence[Mapping[str, Any]],
+    matched: set[int],
+    others: Sequence[Mapping[str, Any]],
+    common: Set[str],
 ) -> list[dict[str, Any]]:
     """Those of the findings that have no match, in the order of a report: what is confirmed first."""
     alone = [record for i, record in enumerate(records) if i not in matched]
-    return [_lone(record, others) for record in sorted(alone, key=place_in_report)]
+    return [_lone(record, others, common) for record in sorted(alone, key=place_in_report)]
 
 
-def _lone(record: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    own = np.unique(record["samples"])
-    alike = [(jaccard(own, np.unique(one["samples"])), one["id"]) for one in others if one["class"] == record["class"]]
+def _lone(record: Mapping[str, Any], others: Sequence[Mapping[str, Any]], common: Set[str]) -> dict[str, Any]:
+    own = _members(record, common)
+    alike = [(jaccard(own, _members(one, common)), one["id"]) for one in others if one["class"] == record["class"]]
     best = max(alike, default=(0.0, ""))
     return {
         "id": record["id"],
@@ -193,8 +219,31 @@ def _lone(record: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> dic
         "verdict": record["verdict"],
         "size": record["size"],
         "place": record["where"]["place"],
+        "in_both": len(own),
         "nearest": {"id": best[1], "jaccard": best[0]} if best[0] > 0 else None,
     }
+
+
+def _members(record: Mapping[str, Any], common: Set[str]) -> np.ndarray:
+    """Ids of a finding's samples that both runs have, ascending."""
+    return np.unique([name for name in record["samples"] if name in common])
+
+
+def _find_common(runs: Sequence[Run], records: Sequence[Sequence[Mapping[str, Any]]]) -> set[str]:
+    """Ids that both runs have, among those of the findings' samples."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    named = pa.array(sorted({name for side in records for one in side for name in one["samples"]}), pa.string())
+    for run in runs:
+        known = pq.read_table(run.path / "samples.parquet", columns=["id"]).column("id").combine_chunks()
+        named = named.filter(pc.is_in(named, value_set=known))
+    return set(named.to_pylist())
+
+
+def _tell_part(size: int, in_both: int) -> str:
+    return f"{size}" if size == in_both else f"{in_both} of {size}"
 
 
 def _facts(description: Mapping[str, Any]) -> dict[str, Any]:

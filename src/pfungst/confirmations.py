@@ -177,8 +177,11 @@ def tell(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"preset {name}: {again}, {found['verdict']} ({found['reason']})")
     for name, found in record["models"].items():
         lines.append(f"model {name}: {found['verdict']} ({found['reason']})")
+    # The same for every folder: told once, unless one is of another time when the run's pictures counted otherwise.
+    own = dict.fromkeys(_tell_share(found["own"]) for found in record["elsewhere"].values())
+    lines += [f"the run's own pictures: {share}" for share in own]
     for name, found in record["elsewhere"].items():
-        lines += [f"the run's own pictures: {_tell_share(found['own'])}", f"{name}: {_tell_share(found)}"]
+        lines.append(f"{name}: {_tell_share(found)}")
         if found["depth"] < _CLEAR:
             lines.append(f"  (the group is little apart in {found['view']}, so that these shares are rough)")
         if found["unreadable"]:
@@ -193,8 +196,10 @@ def read_confirmations(run: Run, folder: str) -> list[dict[str, Any]]:
 
 
 def _tell_share(found: Mapping[str, Any]) -> str:
+    """With what was counted: where there are labels, all of the class, not only those recognised, as in a verdict."""
     low, high = found["interval"]
-    text = f"the cue is in {found['count']} of {found['n']} pictures of the class ({low:.0%} to {high:.0%})"
+    of = "taken for the class" if found["accuracy"] is None else "labelled as the class, recognised or not"
+    text = f"the cue is in {found['count']} of {found['n']} pictures {of} ({low:.0%} to {high:.0%})"
     if found["accuracy"] is None:
         return text
     told = [

@@ -35,7 +35,7 @@ from pfungst.quality.measures import DEFAULT, Measure, choose_measures
 from pfungst.quality.questions import MASKS, METHOD, Question, Scores
 from pfungst.runs import reopen
 from pfungst.sheets import write_evaluation, write_fragment
-from pfungst.store import Run, writing
+from pfungst.store import Run, list_differences, writing
 from pfungst.tables import Scored, Table, tabulate, warn
 
 METHODS = ("auto", "epsilon", "gradient", "gradient-x-input", "guided-backprop", "grad-cam", "integrated-gradients")
@@ -243,7 +243,7 @@ class _Work:
         batches = self.examples.batches(self.batch_size)
         for number, batch in enumerate(batches):
             if number == 0:
-                self.tell_choices(batch.x.to(self.device))
+                found.chosen = self.tell_choices(batch.x.to(self.device))
             keep = [i for i, row in enumerate(batch.rows) if row in shown]
             self.judge(number, batch, keep)
             found.ids += batch.ids
@@ -253,12 +253,19 @@ class _Work:
             raise DataError("none of the pictures can be read", "check the folder")
         return self.collect(found, pictures)
 
-    def tell_choices(self, x: Tensor) -> None:
-        """Note what methods chose for themselves."""
+    def tell_choices(self, x: Tensor) -> dict[str, str]:
+        """Note what methods chose for themselves; the preset of those that choose one, by the method's name.
+
+        Before anything is judged: from then on ``digest`` sees the preset that was chosen.
+        """
+        chosen = {}
         for method in self.methods:
-            if method.about is not None:
-                with suppress(PfungstError, RuntimeError):  # of which its maps will tell
+            with suppress(PfungstError, RuntimeError):  # of which its maps will tell
+                if method.about is not None:
                     self.examples.notes.append(method.about(x))
+                if method.settle is not None:
+                    chosen[method.name] = method.settle(x)
+        return chosen
 
     def begin(self, about: Mapping[str, Any]) -> None:
         """Make sure that the folder's parts are of this model and these pictures."""
@@ -273,10 +280,10 @@ class _Work:
                 raise RunError(f"{self.run.path} is not empty and no evaluation", "give --out another folder")
             self.run.write_json("parts/about.json", content)
         elif known != content:
-            differs = [key for key in content if known.get(key) != content[key]]
+            differences = "; ".join(list(list_differences(known, content))[:4])
             raise RunError(
-                f"{self.run.path} belongs to another evaluation: {', '.join(differs)} differ",
-                "give --out another folder",
+                f"{self.run.path} belongs to another evaluation: {differences}",
+                "give --out another folder, or the settings that this one began with",
             )
 
     def judge(self, number: int, batch: Batch, keep: list[int]) -> None:

@@ -88,7 +88,7 @@ def tell_head(record: Mapping[str, Any]) -> dict[str, str]:
     views = ", ".join(record["views"][:_VIEWS]) + (
         f" and {len(record['views']) - _VIEWS} more" if len(record["views"]) > _VIEWS else ""
     )
-    share = f"{record['size']} pictures, {record['prevalence']:.0%} of those recognised"
+    share = f"{record['size']} pictures, {record['prevalence']:.0%} of those recognised as {record['class']}"
     return {
         "head": f"{share}; suspicion {record['suspicion']:.2f}; seen in {views}",
         "rule": "" if record["reason"] in record["summary"] else record["reason"],

@@ -117,7 +117,7 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
             "check the weights, and that --mean and --std are those of its training",
         )
     classes = _class_names(model, data, output.shape[1])
-    mode, only = _target(settings.target, data, classes)
+    mode, only = choose_target(settings.target, data, classes)
     return Subject(model, data, settings, lrp, preprocess, mode, only, layers, classes, given)
 
 
@@ -191,7 +191,8 @@ def _class_names(model: LoadedModel, data: ImageData, outputs: int) -> tuple[str
     return names
 
 
-def _target(target: str, data: ImageData, classes: tuple[str, ...]) -> tuple[str, int | None]:
+def choose_target(target: str, data: ImageData, classes: tuple[str, ...]) -> tuple[str, int | None]:
+    """``mode`` and ``only`` of a ``Subject``, for the setting ``target``.  Raises DataError where data have no such."""
     labelled = bool((data.labels >= 0).any())
     if target == "auto":
         return ("label" if labelled else "predicted"), None

@@ -70,6 +70,7 @@ class Method:
     raises, and measures that need maps of other pictures, classes or models leave the method out.  ``token``: what
     tells them from other maps of that name.  ``adds_up``: the map is meant to sum to the score.
     ``about``: says of inputs what the method chose for itself, for people; None where it chooses nothing.
+    ``settle``: of a preset that chooses another one (``auto``) the name of that for inputs, which is kept from then on.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Method:
     token: str = ""
     adds_up: bool = True
     about: Callable[[Tensor], str] | None = None
+    settle: Callable[[Tensor], str] | None = None
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         return check_maps(self.explain(x, target), x, self.name)
@@ -121,7 +123,9 @@ def make_method(which: str | Path | Preset, model: Any, *, bounds: Any = None, *
         def make(model: Any) -> Callable[[Tensor, Target], Tensor]:
             return functools.partial(recipe.explain, model, **options)
 
-    return Method(name, kind, make(model), passes, make, adds_up=adds_up, about=about)
+    explain = make(model)
+    settle = explain.settle if isinstance(explain, _Relevance) and explain.lrp.preset.automatic else None
+    return Method(name, kind, explain, passes, make, adds_up=adds_up, about=about, settle=settle)
 
 
 def _read_option(name: str, recipe: Recipe, value: str) -> dict[str, Any]:
@@ -144,6 +148,11 @@ class _Relevance:
         if not isinstance(scores, Tensor) or scores.dim() != 4:
             raise RelevanceError("the model's input is no picture (n, channels, height, width)", "use pfungst.LRP")
         return scores.detach().sum(1)
+
+    def settle(self, x: Tensor) -> str:
+        """The preset that it takes for these inputs."""
+        self.lrp.trace(x[:1])  # what the model calls is known after it ran
+        return self.lrp.preset.name
 
 
 def wrap_method(name: str, explain: Callable[[Tensor, Any], Any]) -> Method:

@@ -37,8 +37,15 @@ def write_own(run: Run, name: str, rows: Sequence[int], class_name: str = "", no
         raise SettingError(f"there is a finding {name!r} already", "choose another name, or delete it")
     members = np.unique(np.asarray(rows, dtype=np.int64))
     ids, names = _read_ids(run), run.describe()["data"]["classes"]
-    if not len(members) or members[0] < 0 or members[-1] >= len(ids):
-        raise SettingError(f"rows are to be 0 to {len(ids) - 1}", "give rows of samples.parquet")
+    if not len(members):
+        raise SettingError("no rows are given, so there is no group", f"choose at least {LEAST} samples")
+    outside = members[(members < 0) | (members >= len(ids))]
+    if len(outside):
+        told = ", ".join(map(str, outside[:3].tolist())) + ", ..." * (len(outside) > 3)
+        raise SettingError(
+            f"the run has no rows {told}: its {len(ids)} samples are 0 to {len(ids) - 1}",
+            "give rows of samples.parquet",
+        )
     if len(members) < LEAST:
         raise SettingError(f"{len(members)} samples are too few to be tested", f"choose at least {LEAST}")
     if not (run.read_array("status", members) == READ).all():

@@ -143,8 +143,11 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
 
     data, names = subject.data, subject.classes
     embed_shown(run, subject, progress)  # since the strategies, groups by property may have come
-    order = sorted(run.read_findings()["findings"], key=place_in_report, reverse=True)
-    findings = {sample: f["id"] for f in order for sample in f["samples"]}  # of several, the first of the report
+    findings: dict[str, list[str]] = {}
+    for finding in sorted(run.read_findings()["findings"], key=place_in_report):
+        for sample in finding["samples"]:
+            findings.setdefault(sample, []).append(finding["id"])
+    own = [findings.get(name, []) for name in data.ids]
     place: dict[str, list[Any]] = {key: [None] * len(data) for key in ("cluster", "x", "y", "outlier")}
     for entry in read_strategies(run):
         for key, column in place.items():
@@ -169,7 +172,8 @@ def write_samples(run: Run, subject: Subject, progress: Progress) -> None:
         "score": told("explained"),
         "absorbed": told("absorbed"),
         **place,
-        "finding": [findings.get(name) for name in data.ids],
+        "finding": [next(iter(names), None) for names in own],  # of several, the first of the report
+        "findings": pa.array(own, pa.list_(pa.string())),
         "set_aside": set_aside(run, subject),
     }
     for name, numbers in read_columns(run, subject).numbers.items():
@@ -271,9 +275,9 @@ class Audit:
         """The self-contained HTML report."""
         return self.run.path / "report.html"
 
-    def place(self, images: str | Path, progress: Progress | None = None) -> list[Placement]:
+    def place(self, images: str | Path, progress: Progress | None = None, target: str = "auto") -> list[Placement]:
         """New pictures on this analysis: the findings they share, their nearest samples; see ``placements.py``."""
-        return place_samples(self.run, self.subject, images, progress)
+        return place_samples(self.run, self.subject, images, progress, target)
 
     def export(
         self, to: str, out: str | Path, *, findings: Sequence[str] = (), images: str | Path | None = None

@@ -7,7 +7,8 @@ tells them apart there, as the samples of a large class are that were not in the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pfungst.domains.image import load_batch, read_images
 from pfungst.errors import SettingError
 from pfungst.exports.rows import join_lists, new_file
 from pfungst.findings import Discriminant, Group, fit_discriminant
-from pfungst.maps import Progress, Subject, explain_batch
+from pfungst.maps import Progress, Subject, choose_target, explain_batch
 from pfungst.neighbours import find_nearest_in
 from pfungst.store import READ, Run
 from pfungst.strategies import read_strategies, view_names
@@ -44,6 +45,7 @@ _SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+TARGETS = ("auto", "label", "predicted")
 _LEAST_MEMBERS = 4  # of a finding in the part of its class that was analysed
 
 
@@ -51,7 +53,8 @@ _LEAST_MEMBERS = 4  # of a finding in the part of its class that was analysed
 class Placement:
     """Where one new picture lies.
 
-    class_name   the class for which it was explained: its label, or what the model takes it for
+    class_name   the class for which it was explained, and within which it was compared: its label, or what the model
+                 takes it for
     score        logit of that class
     findings     ids of the findings whose members it is like
     cluster, outlier  as of the run's samples: the cluster of the nearest one, and the mean distance to the nearest ones
@@ -101,14 +104,22 @@ class _KnownClass:
     places: np.ndarray  # (s, 2), nan where not on the map
 
 
-def place_samples(run: Run, subject: Subject, images: str | Path, progress: Progress | None = None) -> list[Placement]:
+def place_samples(
+    run: Run, subject: Subject, images: str | Path, progress: Progress | None = None, target: str = "auto"
+) -> list[Placement]:
     """Place the pictures of a folder or manifest; in the order in which they are listed.
 
-    ``subject``: the run's, see ``runs.reopen``.  Raises DataError for what is no folder of pictures.
+    subject  the run's, see ``runs.reopen``
+    target   within which class each is compared, as of an audit: its ``label``, what it is ``predicted`` to be, or
+             ``auto``: the label where there are labels.  A cue of one class on pictures that are labelled as another is
+             seen by ``predicted`` alone
+
+    Raises DataError for what is no folder of pictures, or has no labels and is to be placed by them.
     """
+    if target not in TARGETS:
+        raise SettingError(f"target is {target!r}", f"it is one of {', '.join(TARGETS)}")
     data = read_images(images, subject.classes)
-    labelled = bool((data.labels >= 0).any())
-    there = replace(subject, data=data, mode="label" if labelled else "predicted")
+    there = replace(subject, data=data, mode=choose_target(target, data, subject.classes)[0])
     known = {entry["class_index"]: entry for entry in read_strategies(run) if "cluster" in entry}
     learned: dict[int, _KnownClass] = {}
     found: dict[int, Placement] = {}
@@ -215,6 +226,15 @@ def _place(
                 x=x,
                 y=y,
             )
+
+
+def find_taken_for_others(placed: Sequence[Placement]) -> dict[str, int]:
+    """How many were compared within another class than they are recognised as, by that class, most first.
+
+    Where these are labelled pictures that carry a cue of that class, its finding does not name them.
+    """
+    away = Counter(one.prediction for one in placed if one.prediction and one.class_name != one.prediction)
+    return dict(sorted(away.items(), key=lambda item: (-item[1], item[0])))
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

@@ -140,13 +140,19 @@ def _classes(strategies: list[dict[str, Any]], findings: list[dict[str, Any]], i
         card: dict[str, Any] = {"name": entry["class"], "n": len(entry["rows"]), "note": entry.get("note", "")}
         card["analysed"] = entry.get("analysed")
         if "x" in entry:
-            members = {sample: i for i, f in enumerate(own) for sample in f["samples"]}
+            # A sample of several has the colour of the first of the report, as everywhere.
+            members = {sample: i for i, f in reversed(list(enumerate(own))) for sample in f["samples"]}
             drawn = [i for i, x in enumerate(entry["x"]) if x is not None]
             groups = [members.get(ids[entry["rows"][i]], -1) for i in drawn]
             x, y = ([entry[key][i] for i in drawn] for key in ("x", "y"))
             card["map"] = draw_map(x, y, groups, {i: f["id"] for i, f in enumerate(own)})
             card["spectrum"] = tell_spectrum(entry)
-            card["legend"] = [{"number": i % 6, "id": f["id"], "verdict": f["verdict"]} for i, f in enumerate(own)]
+            there = {ids[entry["rows"][i]] for i in drawn}
+            card["legend"] = [
+                {"number": i % 6, "id": f["id"], "verdict": f["verdict"], "drawn": groups.count(i),
+                 "size": len(there.intersection(f["samples"]))}
+                for i, f in enumerate(own)
+            ]  # fmt: skip
             card["best"] = max((g["suspicion"] for g in entry["groups"]), default=0.0)
         card["has_finding"] = bool(own)
         shown.append(card)

@@ -132,11 +132,12 @@ def place_pictures(
     weights: str | None = None,
     images: str | None = None,
     device: str | None = None,
+    target: str = "auto",
     progress: Progress | None = None,
 ) -> list[Placement]:
     """``pfungst place``: new pictures on a finished run; see ``reopen`` and ``placements.place_samples``."""
     opened = reopen(path, model=model, weights=weights, images=images, device=device)
-    return opened.place(pictures, progress)
+    return opened.place(pictures, progress, target)
 
 
 def guard_finding(

@@ -38,7 +38,10 @@ def describe_evaluation(evaluation: Scored, table: Table) -> dict[str, Any]:
     for method in table.methods:
         figures = {name: _describe_cell(cell) for name, cell in table.cells[method].items()}
         seconds = evaluation.seconds.get(method)
-        rows.append({"method": method, "kind": evaluation.kinds[method], "seconds": seconds, "figures": figures})
+        chosen = {"chosen": evaluation.chosen[method]} if method in evaluation.chosen else {}
+        rows.append(
+            {"method": method, **chosen, "kind": evaluation.kinds[method], "seconds": seconds, "figures": figures}
+        )
     titles = {n: {"title": f.title, "better": f.better} for n, f in table.figures.items()}
     return {
         "version": 1, **evaluation.about, "n": len(evaluation.ids), "measures": evaluation.measures, "figures": titles,
@@ -55,13 +58,14 @@ def _describe_cell(cell: Cell) -> dict[str, Any]:
 def _write_table(evaluation: Scored, table: Table) -> str:
     text = io.StringIO()
     rows = csv.writer(text)
-    rows.writerow(["method", "kind", "seconds", "figure", "mean", "low", "high", "n", "does not beat"])
+    rows.writerow(["method", "kind", "seconds", "figure", "mean", "low", "high", "n", "does not beat", "chosen"])
     for method in table.methods:
         for name, cell in table.cells[method].items():
             numbers = (f"{v:.6g}" if math.isfinite(v) else "" for v in (cell.mean, cell.low, cell.high))
             seconds = f"{evaluation.seconds.get(method, math.nan):.4g}"
             worse = " ".join(cell.worse_than or ())
-            rows.writerow([method, evaluation.kinds[method], seconds, name, *numbers, cell.n, worse])
+            chosen = evaluation.chosen.get(method, "")
+            rows.writerow([method, evaluation.kinds[method], seconds, name, *numbers, cell.n, worse, chosen])
     return text.getvalue()
 
 
@@ -109,8 +113,11 @@ def _charts(evaluation: Scored, table: Table) -> list[dict[str, Any]]:
             continue
         top = max(float(curve.max()) for curves in means.values() for curve in curves.values())
         shares = evaluation.shares[measure]
-        charts = [{"method": m, "svg": draw_flipping(means[m], shares, top, m)} for m in drawn]
-        found.append({"measure": measure, "charts": charts})
+        charts = [
+            {"title": table.titles[m], "svg": draw_flipping(means[m], shares, top, table.titles[m])} for m in drawn
+        ]
+        orders = {order for curves in means.values() for order in curves}
+        found.append({"measure": measure, "charts": charts, "orders": orders})
     return found
 
 
@@ -124,7 +131,7 @@ def _examples(evaluation: Scored, table: Table) -> list[dict[str, Any]]:
             if method in evaluation.maps:
                 scores = np.nan_to_num(evaluation.maps[method][i])
                 scale = heatmaps.common_scale([scores], 0.995)
-                cells.append({"title": method, "src": _small(heatmaps.overlay(picture, scores, scale))})
+                cells.append({"title": table.titles[method], "src": _small(heatmaps.overlay(picture, scores, scale))})
         rows.append({"name": name, "cells": cells})
     return rows
 

@@ -65,7 +65,7 @@ class Run:
                 f"{self.path} was written in format {known.get('version')}, this is format {VERSION}",
                 "give --out another folder",
             )
-        differences = list(_differences(known, identity))
+        differences = list(list_differences(known, identity))
         if differences:
             raise RunError(
                 f"{self.path} belongs to another audit: " + "; ".join(differences[:4]),
@@ -358,11 +358,12 @@ def writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _differences(known: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> Iterator[str]:
+def list_differences(known: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """What is another value in ``now`` than in ``known``, both as JSON has them, with both values, in words."""
     for key, value in now.items():
         before = known.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
-            yield from _differences(before, value, f"{at}{key}.")
+            yield from list_differences(before, value, f"{at}{key}.")
         elif value != before:
             was, is_now = _parting(repr(before), repr(value))
             yield f"{at}{key} was {was}, is now {is_now}"

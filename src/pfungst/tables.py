@@ -22,6 +22,7 @@ class Scored:
     curves    curves[method][measure][title] is (n, steps); shares[measure] is (steps,)
     kinds     preset, baseline, control or own, by method
     seconds   for one map of each method, on this machine
+    chosen    name of the preset that a method chose, for those that choose one (``auto``)
     left_out  methods and measures that could not be done, with the reason
     pictures  some pictures (k, H, W, 3) in 0 to 1, ``maps[method]`` (k, H, W) their maps, ``shown`` their names
     """
@@ -32,6 +33,7 @@ class Scored:
     shares: dict[str, np.ndarray] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     measures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -59,17 +61,24 @@ class Cell:
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """``cells[method][figure]``; ``figures`` in their order; methods sorted by the first figure, controls last."""
+    """``cells[method][figure]``; ``figures`` in their order; methods sorted by the first figure, controls last.
+
+    ``titles``: what people are told of a method: its name, and what it chose.
+    """
 
     methods: tuple[str, ...]
     figures: dict[str, Figure]
     cells: dict[str, dict[str, Cell]]
+    titles: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """The main figures as text, with † where controls are not beaten."""
         names = [name for name, figure in self.figures.items() if figure.main]
         rows = [["", *(self.figures[name].title for name in names)]]
-        rows += [[method, *(write_cell(self.cells[method].get(name)) for name in names)] for method in self.methods]
+        rows += [
+            [self.titles.get(method, method), *(write_cell(self.cells[method].get(name)) for name in names)]
+            for method in self.methods
+        ]
         widths = [max(len(row[i]) for row in rows) for i in range(len(names) + 1)]
         return "\n".join(
             "  ".join(
@@ -103,7 +112,8 @@ def tabulate(evaluation: Scored, level: float = 0.95, seed: int = 0) -> Table:
             defined = np.isfinite(own)
             mean = float(own[defined].mean()) if defined.any() else float("nan")
             cells[method][name] = Cell(mean, low, high, int(defined.sum()), worse)
-    return Table(_sort(evaluation, figures, cells), figures, cells)
+    titles = {m: f"{m}: {evaluation.chosen[m]}" if m in evaluation.chosen else m for m in cells}
+    return Table(_sort(evaluation, figures, cells), figures, cells, titles)
 
 
 def draw_weights(n: int, seed: Any) -> np.ndarray:

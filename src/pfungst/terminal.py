@@ -114,23 +114,39 @@ def print_confirmation(result: Any) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def print_placements(placed: list[Any], records: list[dict[str, Any]], out: str | None) -> None:
-    """How many new pictures share each finding, and the oddest ones."""
+def print_placements(placed: list[Any], run: Any, out: str | None) -> None:
+    """How many new pictures share each finding of the run, and the oddest ones.
+
+    A finding that is confirmed, or that a person called a cheat, is told even where it is in none of them.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from pfungst.judgements import add_judgements, last_answer
+    from pfungst.placements import find_taken_for_others
+    from pfungst.reports import place_in_report
 
     console = Console()
     table = Table(title="Findings whose members they are like", title_justify="left")
     for name in ("finding", "verdict", "class and place", "pictures", "for example"):
         table.add_column(name, justify="right" if name == "pictures" else "left")
-    for record in records:
-        own = [one.id for one in placed if record["id"] in one.findings]
-        if own:
+    records = add_judgements(run, run.read_findings()["findings"])
+    for record in sorted(records, key=place_in_report):
+        own, said = [one.id for one in placed if record["id"] in one.findings], last_answer(record)
+        if own or record["verdict"] == "confirmed" or said == "cheat":
             place = f"{record['class']}: {record['where']['place']}"
-            cells = (record["id"], record["verdict"], place, str(len(own)), ", ".join(own[:2]))
-            table.add_row(*(escape(cell) for cell in cells))
+            verdict = record["verdict"] + (f", judged {said}" if said else "")
+            table.add_row(*map(escape, (record["id"], verdict, place, str(len(own)), ", ".join(own[:2]))))
     console.print(table)
+    if away := find_taken_for_others(placed):
+        told = ", ".join(f"{count} as {name}" for name, count in list(away.items())[:4]) + ", ..." * (len(away) > 4)
+        console.print(
+            f"{sum(away.values())} of {len(placed)} pictures are recognised as another class than their label "
+            f"({told}), and were compared within their label's class alone: --target predicted compares them within "
+            "the class that they are recognised as.",
+            style="yellow", soft_wrap=True, highlight=False, markup=False,
+        )  # fmt: skip
     odd = sorted((one for one in placed if one.outlier is not None), key=lambda one: -one.outlier)[:5]
     console.print("Most unlike the run: " + ", ".join(f"{one.id} ({one.outlier:.1f})" for one in odd), markup=False)
     for reason in sorted({one.reason for one in placed if one.reason}):
@@ -169,7 +185,7 @@ def print_evaluation(found: Any, table: Any, page: Path) -> None:
         if figure.main
     ]
     columns.append(("s / map", [write_number(found.seconds[m]) if m in found.seconds else "" for m in table.methods]))
-    names = max(map(len, table.methods)) + 4
+    names = max(map(len, table.titles.values())) + 4
     title = f"{len(found.ids)} picture{'s' * (len(found.ids) != 1)}, means"
     while columns:  # as many columns side by side as there is room for: a number that is cut is none
         width, count = names, 0
@@ -181,7 +197,7 @@ def print_evaluation(found: Any, table: Any, page: Path) -> None:
             shown.add_column(heading, justify="right", no_wrap=True)
         for row, method in enumerate(table.methods):
             style = "dim" if found.kinds[method] == "control" else None
-            shown.add_row(method, *(texts[row] for _, texts in columns[:count]), style=style)
+            shown.add_row(table.titles[method], *(texts[row] for _, texts in columns[:count]), style=style)
         console.print(shown)
         columns, title = columns[count:], ""
     console.print(

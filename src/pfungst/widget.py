@@ -11,7 +11,6 @@ from typing import Any
 
 from pfungst.charts import COLOURS
 from pfungst.errors import SettingError, need
-from pfungst.judgements import find_record
 from pfungst.store import Run, run_of
 from pfungst.strategies import find_entry
 
@@ -46,7 +45,9 @@ def sample_map(source: Any, class_name: str | None = None, colour_by: str = "fin
 def read_points(run: Run, class_name: str | None, colour_by: str = "finding") -> dict[str, Any]:
     """What the widget shows: ``ids``, ``x``, ``y``, ``group`` (-1: none) of the class's samples that are on its map.
 
-    ``groups`` have a name, a count, and colours on a light and on a dark ground; ``rest`` is the colours of no group.
+    A sample of several findings is drawn as one of the first of them.  ``groups`` have a name, a count, colours on a
+    light and on a dark ground, and ``also``, the places of members that are drawn as another group's; ``rest`` is the
+    colours of no group.
     """
     import pyarrow.parquet as pq
 
@@ -56,9 +57,16 @@ def read_points(run: Run, class_name: str | None, colour_by: str = "finding") ->
     table = pq.read_table(run.path / "samples.parquet", columns=["id", "finding"]).to_pydict()
     drawn = [i for i, x in enumerate(entry["x"]) if x is not None]
     rows = [entry["rows"][i] for i in drawn]
+    also: dict[str, list[int]] = {}
     if colour_by == "finding":
         named = [table["finding"][row] for row in rows]
-        labels = {name: f"{name}, {find_record(run, name)['verdict']}" for name in sorted(set(filter(None, named)))}
+        labels = {}
+        for record in sorted(run.read_findings()["findings"], key=lambda record: str(record["id"])):
+            members = set(record["samples"])
+            inside = [i for i, row in enumerate(rows) if table["id"][row] in members]
+            if inside:
+                labels[record["id"]] = f"{record['id']}, {record['verdict']}"
+                also[record["id"]] = [i for i in inside if named[i] != record["id"]]
     else:
         named = [f"cluster {entry['cluster'][i]}" for i in drawn]
         labels = {name: name for name in sorted(set(named), key=lambda name: int(name.split()[1]))}
@@ -70,7 +78,12 @@ def read_points(run: Run, class_name: str | None, colour_by: str = "finding") ->
         "y": [entry["y"][i] for i in drawn],
         "group": [-1 if name is None else number[name] for name in named],
         "groups": [
-            {"name": label, "count": named.count(name), "colours": _both(f"g{number[name] % _GROUPS}")}
+            {
+                "name": label,
+                "count": named.count(name) + len(also.get(name, [])),
+                "also": also.get(name, []),
+                "colours": _both(f"g{number[name] % _GROUPS}"),
+            }
             for name, label in labels.items()
         ],
         "rest": _both("rest"),

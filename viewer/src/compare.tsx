@@ -17,6 +17,7 @@ interface Kept {
   sizes: [number, number];
   places: [string, string];
   shared: number;
+  in_both: [number, number]; // of each finding's pictures, those that both runs have
 }
 
 interface Lone {
@@ -25,6 +26,7 @@ interface Lone {
   verdict: Verdict;
   size: number;
   place: string;
+  in_both: number;
   nearest: { id: string; jaccard: number } | null;
 }
 
@@ -170,6 +172,7 @@ function Lists({ content, state }: { content: Comparison; state: State }) {
                 </span>
                 <span class="soft small">
                   {one.size} pictures
+                  {one.in_both < one.size && `, ${one.in_both || "none"} of them in the other run`}
                   {one.nearest && `; most alike is ${one.nearest.id} of the other run (Jaccard ${one.nearest.jaccard.toFixed(2)})`}
                 </span>
               </Entry>
@@ -199,7 +202,10 @@ function Lists({ content, state }: { content: Comparison; state: State }) {
                 {one.class}: {one.places[1]}
               </span>
               <span class="soft small">
-                {one.sizes[0]} and {one.sizes[1]} pictures, {one.shared} the same (Jaccard {one.jaccard.toFixed(2)})
+                {one.sizes[0]} and {one.sizes[1]} pictures, {one.shared} the same (Jaccard {one.jaccard.toFixed(2)}
+                {one.sizes.some((size, i) => one.in_both[i]! < size) &&
+                  ` of the ${one.in_both[0]} and ${one.in_both[1]} that both runs have`}
+                )
               </span>
             </Entry>
           ))}

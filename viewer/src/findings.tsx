@@ -266,7 +266,7 @@ function Summary({ run, finding }: { run: number; finding: Listed }) {
           {finding.class}: {finding.where.place}
         </span>
         <span class="soft small">
-          {finding.size} pictures, {(100 * finding.prevalence).toFixed(0)} % of those recognised
+          {finding.size} pictures, {(100 * finding.prevalence).toFixed(0)} % of those recognised as {finding.class}
         </span>
         <span class="thumbs">
           {finding.exemplars.slice(0, 3).map(

@@ -18,7 +18,7 @@ const FORMATS: [string, string][] = [
 export function tell(one: Facts): string {
   const said = one.prediction === null ? "not read" : `taken for ${one.prediction}`;
   const sure = one.probability === null ? "" : ` (${(100 * one.probability).toFixed(0)} %)`;
-  return `${one.label ?? "no label"}, ${said}${sure}${one.finding ? `, ${one.finding}` : ""}`;
+  return `${one.label ?? "no label"}, ${said}${sure}${one.findings.map((name) => `, ${name}`).join("")}`;
 }
 
 export function Gallery(props: {

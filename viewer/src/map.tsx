@@ -5,8 +5,9 @@ import { get, sampleUrl, type Overview } from "./api";
 import { Gallery, tell } from "./gallery";
 import { LayoutChoice, LayoutState, useLayout } from "./layouts";
 import {
-  colourBy, countGroups, fetchColumn, fetchFacts, fetchSelection, flag, greyColour, keepSelection, readFilters, selectWithin, UNKNOWN,
-  writeFilters, type Column, type Columns, type Facts, type Filter, type Layouts, type Values,
+  colourBy, countGroups, fetchColumn, fetchFacts, fetchMembers, fetchSelection, firstPassing, flag, greyColour, keepSelection,
+  readFilters, selectWithin, UNKNOWN, writeFilters, type Column, type Columns, type Facts, type Filter, type Layouts, type Members,
+  type Values,
 } from "./mapdata";
 import { Chips, Groups, Saved } from "./mapside";
 import { GREY, type Camera, type Scatter } from "./scatter";
@@ -31,16 +32,22 @@ export function MapView({ run, overview, state }: { run: number; overview: Overv
   return <MapPage run={run} overview={overview} state={state} known={columns} layouts={layouts} />;
 }
 
+interface Loaded {
+  values: Values;
+  members: Members | undefined;
+}
+
 /** Values of some columns, as they come in. */
-function useValues(run: number, known: Columns, names: string[]): Map<string, Values> {
-  const [found, setFound] = useState(new Map<string, Values>());
+function useValues(run: number, known: Columns, names: string[]): Map<string, Loaded> {
+  const [found, setFound] = useState(new Map<string, Loaded>());
   const key = names.join("\n");
   useEffect(() => {
     let alive = true;
     for (const column of known.columns)
       if (names.includes(column.name) && column.kind !== "text")
-        fetchColumn(run, known.version, column).then(
-          (values) => alive && setFound((old) => new Map([...old].filter(([name]) => names.includes(name))).set(column.name, values)),
+        Promise.all([fetchColumn(run, known.version, column), column.several ? fetchMembers(run, known.version, column) : undefined]).then(
+          ([values, members]) =>
+            alive && setFound((old) => new Map([...old].filter(([name]) => names.includes(name))).set(column.name, { values, members })),
           () => undefined,
         );
     return () => {
@@ -139,7 +146,9 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
   };
   useEffect(() => () => clearTimeout(waiting.current), []);
 
-  const own = loaded.get(column.name);
+  const { values: first, members } = loaded.get(column.name) ?? {};
+  const filtered = filters.get(column.name);
+  const own = useMemo(() => (first && members ? firstPassing(first as Uint32Array, members, filtered) : first), [first, members, filtered]);
   const colouring = useMemo(() => (own ? colourBy(column, own, rows, dark) : undefined), [own, column.name, rows, dark]);
   useEffect(() => {
     if (!colouring || !scatter.current) return;
@@ -147,11 +156,14 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
     scatter.current.setCodes(colouring.codes);
   }, [colouring]);
   const flags = useMemo(() => {
-    const there = [...filters].filter(([name]) => loaded.has(name)).map(([name, filter]): [Filter, Values] => [filter, loaded.get(name)!]);
+    const there = [...filters].filter(([name]) => loaded.has(name)).map(([name, filter]) => {
+      const there = loaded.get(name)!;
+      return [filter, there.values, there.members] as [Filter, Values, Members | undefined];
+    });
     return flag(known.samples, there, selection.mask);
   }, [filters, loaded, selection.mask]);
   useEffect(() => scatter.current?.setFlags(flags), [flags, rows]);
-  const groups = useMemo(() => (own && colouring ? countGroups(column, own, rows, flags, colouring) : []), [own, colouring, flags, rows]);
+  const groups = useMemo(() => (own && colouring ? countGroups(column, own, rows, flags, colouring, members) : []), [own, members, colouring, flags, rows]);
   const shown = useMemo(() => rows.reduce((sum, row) => sum + (flags[row]! & GREY ? 0 : 1), 0), [rows, flags]);
 
   const combine = (found: Uint32Array | number[], by: How) => {
@@ -175,7 +187,10 @@ function MapPage({ run, overview, state, known, layouts }: { run: number; overvi
     const ends = [scatter.current!.fromScreen(0, 0), scatter.current!.fromScreen(canvas.clientWidth, canvas.clientHeight)];
     void onOutline({ box: ends.flat() }, how);
   };
-  const selectGroup = (code: number) => combine(Array.from(rows.filter((row) => own![row] === code)), how);
+  const selectGroup = (code: number) => {
+    const all = members?.[code] && new Set(members[code]);
+    combine(Array.from(rows.filter((row) => (all ? all.has(row) : first![row] === code))), how);
+  };
   const filter = (name: string, what: Filter | undefined) => {
     const next = new Map(filters);
     if (what) next.set(name, what);
@@ -286,7 +301,8 @@ function Card({ run, row, column, values }: { run: number; row: number; column: 
     fetchFacts(run, [row]).then(([one]) => setFacts(one), () => undefined);
   }, [run, row]);
   const value = values?.[row];
-  const said = value === undefined ? "" : column.kind === "number" ? value.toPrecision(4) : value === UNKNOWN ? "none" : column.values[value];
+  const several = column.several && facts ? facts.findings.join(", ") : "";
+  const said = several || value === undefined ? several : column.kind === "number" ? value.toPrecision(4) : value === UNKNOWN ? "none" : column.values[value];
   return (
     <>
       <img src={sampleUrl(run, row, 96)} alt="" />

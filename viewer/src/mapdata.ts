@@ -7,6 +7,7 @@ export interface Column {
   name: string;
   kind: "number" | "category" | "text";
   values: string[];
+  several: boolean; // a sample may have several of the values: see fetchMembers
 }
 
 export interface Columns {
@@ -41,13 +42,15 @@ export interface Facts {
   prediction: string | null;
   probability: number | null;
   class: string | null;
-  finding: string | null;
+  findings: string[];
   outlier: number | null;
   cluster: number | null;
 }
 
 export const UNKNOWN = 0xffffffff;
 export type Values = Float32Array | Uint32Array;
+/** By code of a column of which a sample may have several values: the samples that have it. */
+export type Members = Uint32Array[];
 export type Colour = [number, number, number];
 
 const arrays = new Map<string, Promise<ArrayBuffer>>();
@@ -68,6 +71,13 @@ export async function fetchColumn(run: number, version: string, column: Column):
   const name = encodeURIComponent(column.name);
   const buffer = await fetchOnce(`runs/${run}/columns/${name}?version=${version}`);
   return column.kind === "number" ? new Float32Array(buffer) : new Uint32Array(buffer);
+}
+
+export async function fetchMembers(run: number, version: string, column: Column): Promise<Members> {
+  const whole = new Uint32Array(await fetchOnce(`runs/${run}/members/${encodeURIComponent(column.name)}?version=${version}`));
+  const found: Members = [];
+  for (let at = 0; at < whole.length; at += 1 + whole[at]!) found.push(whole.subarray(at + 1, at + 1 + whole[at]!));
+  return found;
 }
 
 export async function fetchPoints(run: number, version: string, layout: string): Promise<Float32Array> {
@@ -113,6 +123,14 @@ export type Filters = Map<string, Filter>;
 export const passes = (filter: Filter | undefined, code: number) =>
   !filter || !("codes" in filter) || filter.codes.includes(code) !== filter.not;
 
+/** Of several values of a sample the one that it is drawn as: its first, unless only another one passes. */
+export function firstPassing(values: Uint32Array, members: Members, filter: Filter | undefined): Uint32Array {
+  const first = values.slice();
+  for (let code = members.length - 1; code >= 0; code--)
+    if (passes(filter, code)) for (const row of members[code]!) if (!passes(filter, values[row]!)) first[row] = code;
+  return first;
+}
+
 /** As they stand in the address: label:0.3;finding:!n;outlier:1.2..4 */
 export function readFilters(text: string): Filters {
   const found: Filters = new Map();
@@ -146,11 +164,14 @@ export function writeFilters(filters: Filters): string {
     .join(";");
 }
 
-/** GREY for the samples that do not pass, CHOSEN for those that are selected. */
-export function flag(samples: number, filters: [Filter, Values][], mask: Uint8Array | undefined): Uint8Array {
+/** GREY for the samples that do not pass, CHOSEN for those that are selected.  Of several values one that passes will do. */
+export function flag(samples: number, filters: [Filter, Values, Members | undefined][], mask: Uint8Array | undefined): Uint8Array {
   const flags = new Uint8Array(samples);
-  for (const [filter, values] of filters) {
-    if ("codes" in filter) {
+  for (const [filter, values, members] of filters) {
+    if (members) {
+      const first = firstPassing(values as Uint32Array, members, filter);
+      for (let row = 0; row < samples; row++) if (!passes(filter, first[row]!)) flags[row] = GREY;
+    } else if ("codes" in filter) {
       const named = new Set(filter.codes);
       for (let row = 0; row < samples; row++) if (named.has(values[row]!) === filter.not) flags[row] = GREY;
     } else {
@@ -179,6 +200,7 @@ export interface Group {
   name: string;
   colour: Colour;
   shown: number; // on the map, passing the filters
+  coloured: number; // of these, in this colour: others have several values, and the colour of another one
   grey: number; // on the map, not passing
   chosen: number;
 }
@@ -186,6 +208,7 @@ export interface Group {
 export interface Colouring {
   codes: Uint8Array; // places in the palette, by sample
   palette: Colour[];
+  place: Uint8Array; // of each value of a category in the palette; 0: it has no colour of its own
   low: number; // of a number: the ends of the ramp
   high: number;
 }
@@ -235,7 +258,7 @@ export function colourBy(column: Column, values: Values, rows: Uint32Array, dark
       const value = values[row]!;
       if (value === value) codes[row] = 2 + Math.min(253, Math.max(0, Math.round((value - low) * step)));
     }
-    return { codes, palette: [rest, rest, ...rampColours(dark)], low, high };
+    return { codes, palette: [rest, rest, ...rampColours(dark)], place: new Uint8Array(0), low, high };
   }
   const place = new Uint8Array(column.values.length);
   const chosen = named(column, values as Uint32Array, rows);
@@ -246,7 +269,7 @@ export function colourBy(column: Column, values: Values, rows: Uint32Array, dark
   }
   const meant = MEANT[column.name];
   const colours = chosen.map((_, i) => (meant ? variable(meant[i]!) : i < 6 ? variable(`g${i}`) : hue(i, dark)));
-  return { codes, palette: [rest, variable("soft"), ...colours], low: 0, high: 0 };
+  return { codes, palette: [rest, variable("soft"), ...colours], place, low: 0, high: 0 };
 }
 
 /** The values that get a colour of their own: all, or of many the most frequent on this map, in their own order. */
@@ -268,8 +291,10 @@ function spread(values: Float32Array, rows: Uint32Array): [number, number] {
   return [some[Math.floor(0.01 * (some.length - 1))]!, some[Math.ceil(0.99 * (some.length - 1))]!];
 }
 
-/** How many points of the map have each value. */
-export function countGroups(column: Column, values: Values, rows: Uint32Array, flags: Uint8Array, colouring: Colouring): Group[] {
+/** How many points of the map have each value: ``values`` as they are drawn; all that have several, of ``members``. */
+export function countGroups(
+  column: Column, values: Values, rows: Uint32Array, flags: Uint8Array, colouring: Colouring, members: Members | undefined,
+): Group[] {
   if (column.kind !== "category") return [];
   const size = column.values.length;
   const counts = [0, 1, 2].map(() => new Uint32Array(size + 1));
@@ -281,12 +306,27 @@ export function countGroups(column: Column, values: Values, rows: Uint32Array, f
     if (told & CHOSEN) counts[2]![code]!++;
     colourOf[code] = colouring.codes[row]!;
   }
+  const coloured = counts[0]!.slice();
+  if (members) {
+    const mapped = new Uint8Array(values.length);
+    for (const row of rows) mapped[row] = 1;
+    members.forEach((all, code) => {
+      const found = [0, 0, 0];
+      for (const row of all) {
+        if (!mapped[row]) continue;
+        found[flags[row]! & GREY ? 1 : 0]!++;
+        if (flags[row]! & CHOSEN) found[2]!++;
+      }
+      found.forEach((count, i) => (counts[i]![code] = count));
+      colourOf[code] = colouring.place[code] || 1;
+    });
+  }
   const there: Group[] = [];
   for (let code = 0; code <= size; code++) {
     const [shown, grey, chosen] = counts.map((one) => one[code]!) as [number, number, number];
     if (!shown && !grey) continue;
     const name = code === size ? "none" : column.values[code]!;
-    there.push({ code: code === size ? UNKNOWN : code, name, colour: colouring.palette[colourOf[code]!]!, shown, grey, chosen });
+    there.push({ code: code === size ? UNKNOWN : code, name, colour: colouring.palette[colourOf[code]!]!, shown, coloured: coloured[code]!, grey, chosen });
   }
   return there;
 }

@@ -47,7 +47,15 @@ export function Groups(props: {
                 <label>
                   <input type="checkbox" checked={passes(filter, one.code)} onChange={() => toggle(one.code)} />
                   <span class="dot" style={{ background: css(one.colour) }} />
-                  {one.name}
+                  <span>
+                    {one.name}
+                    {one.coloured < one.shown && (
+                      <span class="soft small" title="The others are members of several, and have the colour of another one">
+                        {" "}
+                        {one.coloured.toLocaleString("en")} coloured
+                      </span>
+                    )}
+                  </span>
                 </label>
                 <button type="button" class="plain only" aria-label={`only ${one.name}`} onClick={() => props.onFilter({ codes: [one.code], not: false })}>
                   only
@@ -68,6 +76,11 @@ export function Groups(props: {
         <button type="button" class="plain" onClick={() => setWhole(true)}>
           {groups.length - shown.length} more
         </button>
+      )}
+      {shown.some((one) => one.coloured < one.shown) && (
+        <p class="soft small">
+          A sample of several has the colour of the first of them that is shown; it is counted, and selected, with each.
+        </p>
       )}
       {filter && (
         <button type="button" class="plain" onClick={() => props.onFilter(undefined)}>

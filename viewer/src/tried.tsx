@@ -125,7 +125,8 @@ export function ScoreChart({ scores }: { scores: Score[] }) {
                 rx={2}
               />
             ))}
-            {one.scores.length > 2 && <circle class="control" cx={x(one.scores[2]!)} cy={18.5} r={4} />}
+            {one.scores.length > 2 &&
+              ["halo", "control"].map((kind) => <circle class={kind} cx={x(one.scores[2]!)} cy={18.5} r={4.5} />)}
             <text x={430} y={17}>
               {signed(one.scores[1]! - one.scores[0]!)}
             </text>

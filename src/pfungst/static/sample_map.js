@@ -244,8 +244,10 @@ function render({ model, el }) {
       brush.fillStyle = colour(number);
       trace(brush, SHAPES[number % SHAPES.length], 7, 7, 4.6);
       brush.fill();
-      make("span", button, { textContent: `${one.name} (${one.count})` });
-      button.onclick = (event) => select(given.ids.filter((_, i) => given.group[i] === number), howOf(event));
+      const also = new Set(one.also ?? []); // members that have the colour of another group
+      const own = also.size ? `, ${one.count - also.size} in this colour` : "";
+      make("span", button, { textContent: `${one.name} (${one.count}${own})` });
+      button.onclick = (event) => select(given.ids.filter((_, i) => given.group[i] === number || also.has(i)), howOf(event));
     });
     read();
     lay();

@@ -22,11 +22,16 @@ _FEW = 64  # different whole numbers up to which they are names rather than amou
 _KEPT = 12  # arrays of codes
 _TEXTS = ("id", "path")
 _DERIVED = ("correct", "verdict", "judged")
+_SEVERAL = "finding"  # the column of which a sample may have several values
 
 
 @dataclass(frozen=True)
 class Column:
-    """``kind``: number, category (of ``values``, by code) or text."""
+    """``kind``: number, category (of ``values``, by code) or text.
+
+    A sample can have several values of a category: then there are ``Columns.members`` of it, and the codes are of the
+    first value of each.
+    """
 
     name: str
     kind: str
@@ -57,8 +62,16 @@ class Columns:
     def describe(self) -> list[dict[str, Any]]:
         """Name, kind and values of every column."""
         return [
-            {"name": one.name, "kind": one.kind, "values": list(one.values)} for one in map(self.find, self.names())
+            {"name": one.name, "kind": one.kind, "values": list(one.values), "several": one.name == _SEVERAL}
+            for one in map(self.find, self.names())
         ]
+
+    def members(self, name: str) -> list[np.ndarray]:
+        """Rows (m,) uint32 of the samples that have each value of the column, several or not, ascending."""
+        if name != _SEVERAL:
+            raise Refused(422, f"a sample has one value of {name} at most")
+        found = self.opened.members()
+        return [np.unique(np.array(found.get(value, []), "<u4")) for value in self.find(name).values]
 
     def find(self, name: str) -> Column:
         """The column of this name.  Raises Refused."""
@@ -121,7 +134,9 @@ class Columns:
         classes = self.opened.description["data"]["classes"]
         named = [value for value in there if value]  # an empty text says nothing
         values = [one for one in dict.fromkeys(classes) if one in set(named)]
-        if len(values) < len(named):
+        if name == _SEVERAL:  # those, too, whose members are all of another one first
+            values = sorted({*named, *self.opened.members()})
+        elif len(values) < len(named):
             values = order(named)
         place = {value: code for code, value in enumerate(values)}
         table: np.ndarray = np.array([*(place.get(value, UNKNOWN) for value in there), UNKNOWN], "<u4")
@@ -156,12 +171,13 @@ class Columns:
         return self.codes(name), column.values
 
     def _of_findings(self, name: str) -> np.ndarray:
-        """Codes by what is known of the finding whose member a sample is."""
-        codes, findings = self._texts("finding")
-        values = self.find(name).values
-        told = {one["id"]: last_answer(one) if name == "judged" else one["verdict"] for one in self.opened.findings()}
-        table = [values.index(told[one]) if told.get(one) in values else UNKNOWN for one in findings]
-        found: np.ndarray = np.array([*table, UNKNOWN], "<u4")[np.minimum(codes, len(findings))]
+        """Codes by what is known of the findings whose member a sample is: of the first that has a value."""
+        values, members = self.find(name).values, self.opened.members()
+        found: np.ndarray = np.full(self.opened.size, UNKNOWN, "<u4")
+        for one in reversed(self.opened.findings()):  # the first of the report last
+            told = last_answer(one) if name == "judged" else one["verdict"]
+            if told in values:
+                found[members[one["id"]]] = values.index(told)
         return found
 
 

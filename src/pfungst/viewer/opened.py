@@ -100,7 +100,12 @@ class OpenRun:
 
     def list_members(self) -> list[list[int]]:
         """Rows of the members of each finding."""
-        return [self._locate(record["samples"]) for record in self.run.read_findings()["findings"]]
+        return list(self.members().values())
+
+    @functools.lru_cache(1)  # noqa: B019  the run lives as long as the viewer
+    def members(self) -> dict[str, list[int]]:
+        """Rows of the members of each finding, by its id."""
+        return {record["id"]: self._locate(record["samples"]) for record in self.run.read_findings()["findings"]}
 
     def _locate(self, names: Iterable[str]) -> list[int]:
         """Rows of samples that findings name, by id."""

@@ -18,7 +18,7 @@ from pfungst.viewer.layouts import Layouts
 from pfungst.viewer.opened import OpenRun
 from pfungst.viewer.selections import Selections
 
-_FACTS = ("id", "label", "prediction", "probability", "class", "finding", "outlier", "cluster")  # of a card
+_FACTS = ("id", "label", "prediction", "probability", "class", "outlier", "cluster")  # of a card, and findings
 _MOST_FACTS = 256
 _BINARY = "application/octet-stream"
 
@@ -71,6 +71,16 @@ class Planes:
         values = columns.numbers(name) if column.kind == "number" else columns.codes(name)
         return Response(values.tobytes(), media_type=_BINARY, headers=_keeping(version, columns))
 
+    def send_members(self, run: int, name: str, version: str) -> Response:
+        """Who has each value of a column of which a sample may have several, in the order of its values.
+
+        Little-endian uint32: for each value the number of its samples, then their rows, ascending.
+        """
+        columns = self.find(run).columns
+        parts = [part for rows in columns.members(name) for part in (np.array([len(rows)], "<u4"), rows)]
+        content = b"".join(part.tobytes() for part in parts)
+        return Response(content, media_type=_BINARY, headers=_keeping(version, columns))
+
     def list_layouts(self, run: int) -> dict[str, Any]:
         """What maps there are."""
         return self.find(run).layouts.describe()
@@ -116,6 +126,9 @@ class Planes:
         opened = self.find(run).opened
         wanted = _check_rows(rows, opened.size)
         columns = {name: opened.column(name).take(wanted).to_pylist() for name in _FACTS}
+        inside = {name: np.isin(wanted, rows) for name, rows in opened.members().items()}
+        order = [one["id"] for one in opened.findings()]
+        columns["findings"] = [[name for name in order if inside[name][i]] for i in range(len(wanted))]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     # ---- what is kept, and what goes out -----------------------------------------------------------------------------
@@ -175,6 +188,8 @@ class Planes:
             Call("GET", here + "/columns", "Columns of the samples", self.list_columns, run),
             Call("GET", here + "/columns/{name:path}", "One column", self.send_column, column, version,
                  returns=_BINARY),
+            Call("GET", here + "/members/{name:path}", "Who has each value of a column", self.send_members, column,
+                 version, returns=_BINARY),
             Call("GET", here + "/layouts", "Maps of samples", self.list_layouts, run),
             Call("GET", of_layout, "How far a map is", self.show_layout, layout),
             Call("POST", of_layout, "Compute a map", self.start_layout, layout),
