@@ -59,7 +59,8 @@ def test_run_json(finished: Path, small: Small) -> None:
     content = read(finished / "run.json")
     assert content["version"] == 1
     assert set(content) == {"version", "settings", "preset", "model", "data", "versions", "stages"}
-    assert list(content["stages"]) == ["relevance", "strategies", "overall", "properties", "interventions", "samples"]
+    stages = ["relevance", "recognition", "strategies", "overall", "properties", "interventions", "samples"]
+    assert list(content["stages"]) == stages
     assert content["settings"].items() >= small.settings.items()
     assert "workers" not in content["settings"]  # it changes nothing that comes out
     assert content["model"]["name"] == small.model

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from pfungst.errors import PfungstWarning
 
 
 @contextmanager
@@ -26,7 +29,8 @@ def show_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], Non
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     tasks: dict[str, Any] = {}
-    bars = Progress(*columns, console=Console(stderr=True), disable=quiet)
+    console = Console(stderr=True)
+    bars = Progress(*columns, console=console, disable=quiet)
 
     def tell(stage: str, done: int, total: int) -> None:
         if stage not in tasks:
@@ -35,12 +39,37 @@ def show_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], Non
         bars.update(tasks[stage], completed=done, total=total)
 
     try:
-        yield tell
+        with _telling_warnings(console):
+            yield tell
     finally:
         if tasks:
             bars.stop()
 
 
+@contextmanager
+def _telling_warnings(console: Any) -> Iterator[None]:
+    """Warnings of ours above the bars, as a user reads them, without the line of code that gave them."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, PfungstWarning):
+            console.print(f"Warning: {message}", style="bold yellow", highlight=False, markup=False)
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PfungstWarning)
+        before, warnings.showwarning = warnings.showwarning, show
+        yield
+
+
+_UNREADABLE = "unreadable: "  # how the reasons of pictures that cannot be read begin
 _STYLES = {"confirmed": "bold red", "refuted": "green", "open": "yellow"}
 
 
@@ -85,10 +114,38 @@ def print_findings(result: Any, title: str = "Findings that are not refuted") ->
         )
     if findings:
         refuted = len(findings) - len(shown)
-        console.print(f"{len(findings)} groups of pictures tested, {refuted} refuted (the report shows them too).")
+        groups = f"{len(findings)} group{'s' if len(findings) != 1 else ''}"
+        console.print(f"{groups} of pictures tested, {refuted} refuted (the report shows them too).")
     else:
         console.print("Nothing found with these settings. (That is no proof that there is no bias.)")
+    _print_taking_part(console, result)
     console.print(f"Report: {result.report}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _print_taking_part(console: Any, result: Any) -> None:
+    """How many pictures are recognised, and which took no part, the unreadable ones by name."""
+    from pfungst.domains.labels import shorten
+    from pfungst.recognition import tell_recognition
+
+    found = result.recognition
+    if found is not None:
+        told = f"Warning: {found.warning}" if found.warning else tell_recognition(found)
+        console.print(told, style="bold yellow" if found.warning else None, highlight=False, markup=False)
+    ids, aside = result.subject.data.ids, result.run.read_json("set_aside.json") or {}
+    unread = {ids[row]: why for why, rows in aside.items() if why.startswith(_UNREADABLE) for row in rows}
+    if unread:
+        told = shorten(f"{name} ({unread[name].removeprefix(_UNREADABLE)})" for name in sorted(unread))
+        line = f"{_count(len(unread))} could not be read: {told}"
+        console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)
+    others = sorted((-len(rows), why) for why, rows in aside.items() if not why.startswith(_UNREADABLE))
+    if others:
+        reasons = "; ".join(f"{-number} {why}" for number, why in others)
+        total = _count(-sum(number for number, _ in others))
+        console.print(f"{total} of {len(ids)} took no part: {reasons}", highlight=False, markup=False)
+
+
+def _count(pictures: int) -> str:
+    return f"{pictures} picture{'s' if pictures != 1 else ''}"
 
 
 def print_confirmation(result: Any) -> None:

@@ -144,6 +144,12 @@ export function FindingsView({ run, overview, state }: { run: number; overview: 
     <div class={`split ${chosen ? "chosen" : ""}`}>
       <section class="list" aria-label="Findings">
         <h1>{overview.headline}</h1>
+        {overview.recognition &&
+          (overview.recognition.warning ? (
+            <p class="failure">{overview.recognition.warning}</p>
+          ) : (
+            <p class="soft small">{overview.recognition.text}</p>
+          ))}
         {torn > 0 && <p class="failure">{torn} lines of judgements.jsonl cannot be read.</p>}
         <form class="filters" onSubmit={(event) => event.preventDefault()}>
           <Choice name="verdict" label="Verdict" value={verdict} options={["confirmed", "open", "refuted"]} />
