@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Console, Small
+from conftest import NET, Console, Small
 from PIL import Image
 from scipy.stats import binomtest
 
@@ -118,6 +118,57 @@ def test_a_run_of_a_module_needs_its_model_named(small: Small, tmp_path: Path, c
     entry = json.loads(console("confirm", tmp_path / "run", "f001", *named, "--json")[1])
     assert entry["model"]["same"], "told by its digest, not by its name"
     assert entry["verdict"] == "confirmed"
+
+
+BESIDE = """
+
+def beside():  # reads its weights as a user's own code does: from the working folder
+    model = Net()
+    model.load_state_dict(torch.load("net.pt", weights_only=True))
+    return model
+"""
+
+
+def begun_in(folder: Path | None, run: Path, name: str, **settings: Any) -> None:
+    """Make a run one that was begun there with these relative names."""
+    description = json.loads((run / "run.json").read_text())
+    description["model"]["name"] = name
+    description |= {"folder": folder and str(folder), "settings": {**description["settings"], **settings}}
+    (run / "run.json").write_text(json.dumps(description))
+
+
+def test_a_run_is_taken_up_from_any_folder(
+    run: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    for folder in (home, away):
+        folder.mkdir()
+    (home / "net.py").write_text(NET + BESIDE)
+    shutil.copy(small.weights, home / "net.pt")
+    (home / "names.txt").write_text("leaf\nrose\n")
+    monkeypatch.chdir(away)
+    begun_in(home, run, "net.py:beside", weights=None, classes="names.txt")
+    code, _, error = console("confirm", "../run", "f001", "--samples", "8")
+    assert (code, error) == (0, "")
+    assert Path.cwd() == away
+    begun_in(home, run, "net.py:build", weights="net.pt", classes=None)
+    subject = pfungst.reopen(run).subject
+    assert subject.model.name == f"{home / 'net.py'}:build"
+    assert subject.settings.weights == str(home / "net.pt")
+    shutil.copy(small.weights, away / "here.pt")
+    assert pfungst.reopen(run, weights="here.pt").subject.settings.weights == "here.pt", (
+        "what is given now is from here"
+    )
+    # A run that does not say where it was begun, as older ones do not, and one whose folder has gone.
+    for folder in (None, tmp_path / "gone"):
+        begun_in(folder, run, "net.py:build", weights=str(home / "net.pt"))
+        code, _, error = console("confirm", "../run", "f001")
+        assert code == 1
+        assert f"the run's model net.py:build is not in {away}" in error
+        assert "--model PLACE/net.py:build" in error
+        monkeypatch.chdir(home)
+        assert pfungst.reopen(run).subject.model.name == "net.py:build"
+        monkeypatch.chdir(away)
 
 
 def test_pictures_may_have_moved_or_changed(run: Path, small: Small, tmp_path: Path) -> None:

@@ -58,10 +58,11 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_run_json(finished: Path, small: Small) -> None:
     content = read(finished / "run.json")
     assert content["version"] == 1
-    assert set(content) == {"version", "settings", "preset", "model", "data", "versions", "stages"}
+    assert set(content) == {"version", "settings", "preset", "model", "data", "versions", "folder", "stages"}
     stages = ["relevance", "recognition", "strategies", "overall", "properties", "interventions", "samples"]
     assert list(content["stages"]) == stages
     assert content["settings"].items() >= small.settings.items()
+    assert content["folder"] == str(Path.cwd())
     assert "workers" not in content["settings"]  # it changes nothing that comes out
     assert content["model"]["name"] == small.model
     assert content["model"]["layers"] == ["colours"]

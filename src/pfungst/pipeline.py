@@ -70,7 +70,7 @@ def audit(
     run = Run(out)
     with run.locked():
         subject = open_subject(model, images, chosen)
-        run.begin(identity(subject, tell))
+        run.begin(identity(subject, tell), folder=str(Path.cwd()))  # from where relative names count
         if damaged := run.find_damage():
             told = f"{len(damaged)} damaged blocks of {out} are computed anew: is the disk sound?"
             warnings.warn(told, PfungstWarning, stacklevel=2)

@@ -51,13 +51,16 @@ class Run:
 
     # ---- identity and stages
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
-        """Create the folder, or make sure that it belongs to this model, data and settings."""
+    def begin(self, identity: Mapping[str, Any], **notes: Any) -> None:
+        """Create the folder, or make sure that it belongs to this model, data and settings.
+
+        ``notes``: what is written down beside when the folder is made, and not compared.
+        """
         identity = json.loads(json.dumps(identity))  # tuples become lists, as they come back from the file
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if not self._begun():
-                self.write_json("run.json", {"version": VERSION, **identity, "stages": {}})
+                self.write_json("run.json", {"version": VERSION, **identity, **notes, "stages": {}})
                 return
         known = self.describe()
         if known.get("version") != VERSION:

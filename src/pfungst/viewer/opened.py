@@ -38,10 +38,10 @@ class OpenRun:
 
     def __init__(self, path: str | Path, images: str | Path | None = None) -> None:
         """``images``: where the pictures are now, if they were moved.  RunError where the run is not finished."""
-        self.run = Run(path)
+        self.run = Run(Path(path).absolute())  # a model that is being loaded may change the working folder for a moment
         self.description = self.run.describe()
         self.run.check_finished()
-        self.images = None if images is None else Path(images)
+        self.images = None if images is None else Path(images).absolute()
         samples = self.run.path / "samples.parquet"
         try:
             self.schema: pa.Schema = pq.read_schema(samples)
