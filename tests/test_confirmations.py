@@ -129,10 +129,10 @@ def beside():  # reads its weights as a user's own code does: from the working f
 """
 
 
-def begun_in(folder: Path | None, run: Path, name: str, **settings: Any) -> None:
+def begun_in(folder: Path | None, run: Path, name: str, digest: str, **settings: Any) -> None:
     """Make a run one that was begun there with these relative names."""
     description = json.loads((run / "run.json").read_text())
-    description["model"]["name"] = name
+    description["model"] |= {"name": name, "digest": digest}
     description |= {"folder": folder and str(folder), "settings": {**description["settings"], **settings}}
     (run / "run.json").write_text(json.dumps(description))
 
@@ -146,12 +146,13 @@ def test_a_run_is_taken_up_from_any_folder(
     (home / "net.py").write_text(NET + BESIDE)
     shutil.copy(small.weights, home / "net.pt")
     (home / "names.txt").write_text("leaf\nrose\n")
+    digest = load_model(f"{home / 'net.py'}:build", weights=small.weights, size=24).digest
     monkeypatch.chdir(away)
-    begun_in(home, run, "net.py:beside", weights=None, classes="names.txt")
+    begun_in(home, run, "net.py:beside", digest, weights=None, classes="names.txt")
     code, _, error = console("confirm", "../run", "f001", "--samples", "8")
     assert (code, error) == (0, "")
     assert Path.cwd() == away
-    begun_in(home, run, "net.py:build", weights="net.pt", classes=None)
+    begun_in(home, run, "net.py:build", digest, weights="net.pt", classes=None)
     subject = pfungst.reopen(run).subject
     assert subject.model.name == f"{home / 'net.py'}:build"
     assert subject.settings.weights == str(home / "net.pt")
@@ -161,7 +162,7 @@ def test_a_run_is_taken_up_from_any_folder(
     )
     # A run that does not say where it was begun, as older ones do not, and one whose folder has gone.
     for folder in (None, tmp_path / "gone"):
-        begun_in(folder, run, "net.py:build", weights=str(home / "net.pt"))
+        begun_in(folder, run, "net.py:build", digest, weights=str(home / "net.pt"))
         code, _, error = console("confirm", "../run", "f001")
         assert code == 1
         assert f"the run's model net.py:build is not in {away}" in error

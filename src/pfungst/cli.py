@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pfungst.errors import PfungstError, SettingError
+from pfungst.errors import DataError, PfungstError, SettingError
 from pfungst.flags import setting_flags
 from pfungst.terminal import (
     print_confirmation,
@@ -80,7 +80,9 @@ def audit(model: str, images: str, out: str, as_json: bool, **settings: Any) -> 
 
 @cli.command(
     epilog="Example:  pfungst explain torchvision:resnet50 dog.jpg cat.jpg --out maps --targets predicted,tabby",
-    help="Write heatmaps, overlays and a sheet for each IMAGE (files or folders).\n\n" + _MODEL_HELP,
+    help="Write heatmaps, overlays and a sheet for each IMAGE (files or folders).\n\nPictures that cannot be read are "
+    "named and left out, the others explained; the exit code is 1 if one of the files given here is among them, or all "
+    "are.\n\n" + _MODEL_HELP,
 )
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True, type=click.Path())
@@ -122,6 +124,12 @@ def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> No
             **options,
         )
     print_explanations(found, Path(out))
+    named = {Path(image).expanduser() for image in images}
+    if missed := [one for one in found if one.skipped and one.path in named]:
+        raise DataError(f"{len(missed)} of the files given could not be explained, e.g. {missed[0].path}: "
+                        f"{missed[0].skipped}", "check the names")  # fmt: skip
+    if all(one.skipped for one in found):
+        raise DataError("none of the pictures could be read", "convert them to PNG or JPEG")
 
 
 @cli.command(

@@ -203,7 +203,7 @@ def print_explanations(found: list[Any], out: Path) -> None:
     console = Console()
     skipped = [one for one in found if getattr(one, "skipped", "")]
     done = len(found) - len(skipped)
-    console.print(f"{done} pictures explained in {out}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{_count(done)} explained in {out}", soft_wrap=True, highlight=False, markup=False)
     for one in skipped:
         line = f"  skipped {one.path}: {one.skipped}"
         console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)
