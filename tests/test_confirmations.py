@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from pfungst.portraits import read_columns
 from pfungst.properties import SEEN
 from pfungst.store import Run
 from pfungst.strategies import rank_candidates
+from pfungst.terminal import print_confirmation
 from pfungst.verdicts import make_case
 
 
@@ -78,6 +80,28 @@ def test_the_command_repeats_a_finding_and_keeps_it(run: Path, console: Console)
     with_first_seed = json.loads(console("confirm", run, "f001", "--seed", "0", "--json")[1])
     assert with_first_seed["evidence"] == first["evidence"], "the run's own draws give the run's own figures"
     assert kept.exists()
+
+
+def test_the_table_can_be_read_in_80_columns(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    first = json.loads((finished / "findings.json").read_text())["findings"][0]
+    evidence = [{**one, "effect": -12.34, "interval": [-23.45, -10.67], "flips": 1.0, "control_flips": 1.0}
+                for one in first["evidence"]]  # fmt: skip
+    for one in first["evidence"]:
+        one["effect"] = -11.22
+    seen = SimpleNamespace(
+        finding="f001", seed=1, first=first, evidence=[SimpleNamespace(**one) for one in evidence], lines=list
+    )
+    print_confirmation(seen)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    for one in evidence:
+        (line,) = [line for line in shown.splitlines() if line.strip().startswith(f"{one['test']} ")]
+        assert line.split()[-7:-3] == ["-11.22", "-12.34", "-23.45", "-10.67"]
+        assert line.rstrip().endswith("100% (100%)")
 
 
 def test_python_and_command_line_agree_and_more_pictures_can_be_asked_for(run: Path, console: Console) -> None:

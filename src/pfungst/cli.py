@@ -20,6 +20,7 @@ from pfungst.terminal import (
     print_findings,
     print_placements,
     show_progress,
+    show_warnings,
 )
 
 _OWN = "own"  # --model without a value: the run's own
@@ -285,7 +286,10 @@ def view(
     def tell(address: str) -> None:
         click.echo(f"Open {address}\nCtrl-C ends the viewer.", err=True)
 
-    serve(run, port=port, images=images, model=asked, browser=browser, tell=tell)
+    try:
+        serve(run, port=port, images=images, model=asked, browser=browser, tell=tell)
+    except KeyboardInterrupt:  # how a viewer ends; nothing is left undone
+        click.echo("\nStopped.", err=True)
 
 
 @cli.command(epilog="Example:  pfungst compare runs/before runs/after")
@@ -437,7 +441,8 @@ def demo(out: str, seed: int, clean_twin: bool) -> None:
 def main() -> None:
     """Entry point: an error of ours is printed as one message, without a traceback, and the exit code is 1."""
     try:
-        cli(standalone_mode=False)
+        with show_warnings():
+            cli(standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("\nStopped. The same command again goes on from here.", err=True)
         sys.exit(130)

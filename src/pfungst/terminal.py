@@ -12,6 +12,32 @@ from pfungst.errors import PfungstWarning
 
 
 @contextmanager
+def show_warnings(console: Any = None) -> Iterator[None]:
+    """Warnings of ours as a user reads them, without the line of code that gave them; on standard error by default."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, PfungstWarning):
+            from rich.console import Console
+
+            out = console or Console(stderr=True)
+            out.print(f"Warning: {message}", style="bold yellow", highlight=False, markup=False)
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PfungstWarning)
+        before, warnings.showwarning = warnings.showwarning, show
+        yield
+
+
+@contextmanager
 def show_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """A bar a stage, with the time left, on standard error."""
     from rich.console import Console
@@ -39,34 +65,11 @@ def show_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], Non
         bars.update(tasks[stage], completed=done, total=total)
 
     try:
-        with _telling_warnings(console):
+        with show_warnings(console):
             yield tell
     finally:
         if tasks:
             bars.stop()
-
-
-@contextmanager
-def _telling_warnings(console: Any) -> Iterator[None]:
-    """Warnings of ours above the bars, as a user reads them, without the line of code that gave them."""
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if issubclass(category, PfungstWarning):
-            console.print(f"Warning: {message}", style="bold yellow", highlight=False, markup=False)
-        else:
-            before(message, category, filename, lineno, file, line)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", PfungstWarning)
-        before, warnings.showwarning = warnings.showwarning, show
-        yield
 
 
 _UNREADABLE = "unreadable: "  # how the reasons of pictures that cannot be read begin
@@ -150,20 +153,24 @@ def _count(pictures: int) -> str:
 
 def print_confirmation(result: Any) -> None:
     """A repetition beside the first time, test by test, and what it says."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     before = {one["test"]: one for one in result.first["evidence"]}
-    table = Table(title=f"{result.finding}, seed {result.seed}", title_justify="left")
+    table = Table(
+        title=f"{result.finding}, seed {result.seed}: effects beyond the control", title_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
+    )  # fmt: skip
     table.add_column("test", no_wrap=True)
-    for name in ("first", "again", "95 %", "p", "flips (control)"):
+    for name in ("first", "again", "95 %", "p", "flips\n(control)"):  # all within 80 columns: a number cut is none
         table.add_column(name, justify="right", no_wrap=True)
     for one in result.evidence:
         old = before.get(one.test)
         table.add_row(
             one.test, f"{old['effect']:+.2f}" if old else "-", f"{one.effect:+.2f}",
-            f"{one.interval[0]:+.2f}, {one.interval[1]:+.2f}", "<0.001" if one.p < 0.001 else f"{one.p:.3f}",
+            f"{one.interval[0]:+.2f} {one.interval[1]:+.2f}", "<0.001" if one.p < 0.001 else f"{one.p:.3f}",
             f"{one.flips:.0%} ({one.control_flips:.0%})",
         )  # fmt: skip
     console.print(table)
