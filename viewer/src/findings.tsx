@@ -146,7 +146,10 @@ export function FindingsView({ run, overview, state }: { run: number; overview: 
         <h1>{overview.headline}</h1>
         {overview.recognition &&
           (overview.recognition.warning ? (
-            <p class="failure">{overview.recognition.warning}</p>
+            <details class="doubt small">
+              <summary>Look at this first</summary>
+              {overview.recognition.warning}
+            </details>
           ) : (
             <p class="soft small">{overview.recognition.text}</p>
           ))}
