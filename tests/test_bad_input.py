@@ -167,9 +167,15 @@ ERRORS: dict[str, Case] = {
         "images": with_folder(s, t / "more", "tree")}),
     "one class without names": (ModelError, "2 outputs, but the data name 1 classes", "--classes FILE",
                                 lambda s, o, t: {"images": one_class(s, t / "one")}),
-    "classes too short": (ModelError, "2 outputs, but the class names are of 1 classes", "in the order of its outputs",
+    "classes too short": (ModelError, "c.txt has 1 name (leaf)", "2 names, one a line, in the order of the outputs",
                           lambda s, o, t: {"images": flat(s, t / "flat"), "classes": written(t / "c.txt", "leaf\n")}),
-    "classes too long": (ModelError, "3 classes (leaf, rose, tree), but the model has 2 outputs", "--classes FILE",
+    "classes too short for the folders": (
+        ModelError, "the model has 2 outputs, but ", "--classes FILE with 2 names",
+        lambda s, o, t: {"classes": written(t / "c.txt", "leaf\n")}),
+    "a name among the classes is wrong": (
+        DataError, "1 labels are not among the 2 classes: 'rose'; the classes are 'leaf', 'rosa'", "--classes",
+        lambda s, o, t: {"classes": written(t / "c.txt", "leaf\nrosa\n")}),
+    "classes too long": (ModelError, "c.txt has 3 names (leaf, rose, tree)", "--classes FILE",
                          lambda s, o, t: {"classes": written(t / "c.txt", "leaf\nrose\ntree\n")}),
     "no classes file": (SettingError, "cannot be read", "one name a line", lambda s, o, t: {"classes": t / "no.txt"}),
     "target": (DataError, "--target 'tulip' is no class", "one of leaf, rose", lambda s, o, t: {"target": "tulip"}),
@@ -207,6 +213,9 @@ def test_error(name: str, small: Small, odd: str, tmp_path: Path, console: Conso
     assert output == ""
     assert message(error) == str(raised.value)
     assert not list(tmp_path.rglob("findings.json"))
+    assert [path for path in tmp_path.rglob(".lock") if not path.with_name("run.json").exists()] == [], (
+        "nothing is left"
+    )
 
 
 def test_unknown_setting(small: Small, tmp_path: Path, console: Console) -> None:
@@ -337,7 +346,10 @@ def test_image_of_a_manifest_that_is_missing(small: Small, tmp_path: Path, conso
     code, output, error = console("audit", small.model, manifest, "--out", tmp_path / "run", *small.flags(**QUICK))
     assert code == 0, error
     assert "Nothing found" in output
+    assert "1 picture could not be read: gone/1.png (the file does not exist)\n" in output
     assert aside(tmp_path / "run") == {"gone/1.png": "unreadable: the file does not exist"}
+    again = console("audit", small.model, manifest, "--out", tmp_path / "run", *small.flags(**QUICK))[1]
+    assert again == output, "a finished run tells it again"
 
 
 def test_empty_class_folder(small: Small, odd: str, tmp_path: Path) -> None:

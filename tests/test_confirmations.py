@@ -6,12 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Console, Small
+from conftest import NET, Console, Small
 from PIL import Image
 from scipy.stats import binomtest
 
@@ -27,6 +28,7 @@ from pfungst.portraits import read_columns
 from pfungst.properties import SEEN
 from pfungst.store import Run
 from pfungst.strategies import rank_candidates
+from pfungst.terminal import print_confirmation
 from pfungst.verdicts import make_case
 
 
@@ -80,6 +82,28 @@ def test_the_command_repeats_a_finding_and_keeps_it(run: Path, console: Console)
     assert kept.exists()
 
 
+def test_the_table_can_be_read_in_80_columns(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    first = json.loads((finished / "findings.json").read_text())["findings"][0]
+    evidence = [{**one, "effect": -12.34, "interval": [-23.45, -10.67], "flips": 1.0, "control_flips": 1.0}
+                for one in first["evidence"]]  # fmt: skip
+    for one in first["evidence"]:
+        one["effect"] = -11.22
+    seen = SimpleNamespace(
+        finding="f001", seed=1, first=first, evidence=[SimpleNamespace(**one) for one in evidence], lines=list
+    )
+    print_confirmation(seen)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    for one in evidence:
+        (line,) = [line for line in shown.splitlines() if line.strip().startswith(f"{one['test']} ")]
+        assert line.split()[-7:-3] == ["-11.22", "-12.34", "-23.45", "-10.67"]
+        assert line.rstrip().endswith("100% (100%)")
+
+
 def test_python_and_command_line_agree_and_more_pictures_can_be_asked_for(run: Path, console: Console) -> None:
     said = json.loads(console("confirm", run, "f001", "--seed", "3", "--samples", "8", "--json")[1])
     finding = pfungst.reopen(run).findings[0]
@@ -118,6 +142,58 @@ def test_a_run_of_a_module_needs_its_model_named(small: Small, tmp_path: Path, c
     entry = json.loads(console("confirm", tmp_path / "run", "f001", *named, "--json")[1])
     assert entry["model"]["same"], "told by its digest, not by its name"
     assert entry["verdict"] == "confirmed"
+
+
+BESIDE = """
+
+def beside():  # reads its weights as a user's own code does: from the working folder
+    model = Net()
+    model.load_state_dict(torch.load("net.pt", weights_only=True))
+    return model
+"""
+
+
+def begun_in(folder: Path | None, run: Path, name: str, digest: str, **settings: Any) -> None:
+    """Make a run one that was begun there with these relative names."""
+    description = json.loads((run / "run.json").read_text())
+    description["model"] |= {"name": name, "digest": digest}
+    description |= {"folder": folder and str(folder), "settings": {**description["settings"], **settings}}
+    (run / "run.json").write_text(json.dumps(description))
+
+
+def test_a_run_is_taken_up_from_any_folder(
+    run: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    for folder in (home, away):
+        folder.mkdir()
+    (home / "net.py").write_text(NET + BESIDE)
+    shutil.copy(small.weights, home / "net.pt")
+    (home / "names.txt").write_text("leaf\nrose\n")
+    digest = load_model(f"{home / 'net.py'}:build", weights=small.weights, size=24).digest
+    monkeypatch.chdir(away)
+    begun_in(home, run, "net.py:beside", digest, weights=None, classes="names.txt")
+    code, _, error = console("confirm", "../run", "f001", "--samples", "8")
+    assert (code, error) == (0, "")
+    assert Path.cwd() == away
+    begun_in(home, run, "net.py:build", digest, weights="net.pt", classes=None)
+    subject = pfungst.reopen(run).subject
+    assert subject.model.name == f"{home / 'net.py'}:build"
+    assert subject.settings.weights == str(home / "net.pt")
+    shutil.copy(small.weights, away / "here.pt")
+    assert pfungst.reopen(run, weights="here.pt").subject.settings.weights == "here.pt", (
+        "what is given now is from here"
+    )
+    # A run that does not say where it was begun, as older ones do not, and one whose folder has gone.
+    for folder in (None, tmp_path / "gone"):
+        begun_in(folder, run, "net.py:build", digest, weights=str(home / "net.pt"))
+        code, _, error = console("confirm", "../run", "f001")
+        assert code == 1
+        assert f"the run's model net.py:build is not in {away}" in error
+        assert "--model PLACE/net.py:build" in error
+        monkeypatch.chdir(home)
+        assert pfungst.reopen(run).subject.model.name == "net.py:build"
+        monkeypatch.chdir(away)
 
 
 def test_pictures_may_have_moved_or_changed(run: Path, small: Small, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import NET, Console
 from PIL import Image
 from safetensors.numpy import load_file
 from torch import nn
@@ -131,6 +133,35 @@ def test_record(pictures: list[Path], tmp_path: Path) -> None:
     assert target["total"] == pytest.approx(saved.sum(dtype=np.float64))
     assert target["scale"] == pytest.approx(np.quantile(np.abs(saved.sum(0)), 0.995))
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_files_that_are_not_there_are_an_error_though_the_others_are_explained(
+    pictures: list[Path], tmp_path: Path, console: Console
+) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "broken.jpg").write_bytes(b"no picture")
+    shutil.copy(pictures[0], tmp_path / "folder" / f"good{pictures[0].suffix}")
+    missing, flags = tmp_path / "missing.png", ("--size", "32", "--mean", "0", "--std", "1")
+
+    def ask(*given: Path) -> tuple[int, str, str]:
+        return console("explain", f"{tmp_path / 'net.py'}:build", *given, "--out", tmp_path / "out", *flags)
+
+    code, out, error = ask(missing)
+    assert (code, out.splitlines()[0]) == (1, f"0 pictures explained in {tmp_path / 'out'}")
+    assert f"Error: 1 of the files given could not be explained, e.g. {missing}: the file does not exist" in error
+    code, out, error = ask(pictures[0], missing)
+    assert code == 1
+    assert out.startswith("1 picture explained")
+    assert f"skipped {missing}" in out
+    assert str(missing) in error
+    code, out, error = ask(tmp_path / "folder")
+    assert (code, error.count("Error")) == (0, 0), "what a folder holds beside is reported"
+    assert "skipped" in out
+    (tmp_path / "folder" / f"good{pictures[0].suffix}").unlink()
+    code, out, error = ask(tmp_path / "folder")
+    assert code == 1
+    assert "none of the pictures could be read" in error
 
 
 def test_one_scale_for_the_set(pictures: list[Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -115,6 +116,28 @@ def test_the_pictures_are_the_cue_and_its_control_only(written: tuple[Guard, pfu
             assert not opaque[~box].any()
             assert not picture[~opaque].any(), "nothing else of the picture goes out"
             assert (own[:, opaque] == picture[opaque][:, :3]).all((1, 2)).any(), "it is a piece of such a picture"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "told"),
+    [
+        ("confirmed", ""),
+        ("refuted", "Warning: the experiments refuted that the model uses f001 ("),
+        ("open", "Warning: the experiments left open that the model uses f001 ("),
+    ],
+)
+def test_a_finding_that_is_not_confirmed_is_warned_of(
+    finished: Path, tmp_path: Path, console: Console, verdict: str, told: str
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    content = json.loads((run / "findings.json").read_text())
+    content["findings"][0]["verdict"] = verdict
+    (run / "findings.json").write_text(json.dumps(content))
+    code, _, error = console("guard", run, "f001", "--out", tmp_path / "test_it.py", "--count", "4")
+    assert code == 0
+    assert (tmp_path / "test_it.py").exists()
+    assert ("Warning" in error) == bool(told)
+    assert told in " ".join(error.split())
 
 
 def test_the_same_again_is_the_same_bytes(written: tuple[Guard, pfungst.Audit], finished: Path, tmp_path: Path,

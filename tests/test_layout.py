@@ -27,7 +27,7 @@ settings
 domains weights
 hub
 models
-predictions windows pyramids filenames
+recognition predictions windows pyramids filenames
 boxes
 increments
 baselines
@@ -69,7 +69,7 @@ evaluations
 tuning
 plot widget viewer
 demo
-terminal
+terminal flags
 cli
 __main__
 """.strip().splitlines()

@@ -60,9 +60,11 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_run_json(finished: Path, small: Small) -> None:
     content = read(finished / "run.json")
     assert content["version"] == 1
-    assert set(content) == {"version", "settings", "preset", "model", "data", "versions", "stages"}
-    assert list(content["stages"]) == ["relevance", "strategies", "overall", "properties", "interventions", "samples"]
+    assert set(content) == {"version", "settings", "preset", "model", "data", "versions", "folder", "stages"}
+    stages = ["relevance", "recognition", "strategies", "overall", "properties", "interventions", "samples"]
+    assert list(content["stages"]) == stages
     assert content["settings"].items() >= small.settings.items()
+    assert content["folder"] == str(Path.cwd())
     assert "workers" not in content["settings"]  # it changes nothing that comes out
     assert content["model"]["name"] == small.model
     assert content["model"]["layers"] == ["colours"]
@@ -259,6 +261,28 @@ def test_killed_command_releases_its_run(run: Path, small: Small) -> None:
         process.kill()
         process.communicate()
     assert len(audit(small, run).findings) == 2
+
+
+def stop(path: Path, *made: str) -> None:
+    """Work on a run that is stopped once these files are there."""
+    with Run(path).locked():
+        for name in made:
+            (path / name).touch()
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_fails_at_once_leaves_only_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "mine" / "kept").mkdir(parents=True)
+    for path in (tmp_path / "there", tmp_path / "new/deep/run", tmp_path / "mine/run"):
+        with pytest.raises(KeyboardInterrupt):
+            stop(path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "mine", "mine/kept", "there", "there/.lock",
+    ]  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        stop(tmp_path / "used", "run.json")
+    assert (tmp_path / "used" / "run.json").exists()
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

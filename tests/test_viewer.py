@@ -7,6 +7,9 @@ import hashlib
 import io
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -331,3 +334,21 @@ def test_the_page_is_built_of_its_sources() -> None:
         digest.update(name.encode() + b"\0" + (folder / name).read_bytes() + b"\0")
     built = (root / "src/pfungst/viewer/static/app.js").read_text()
     assert built.startswith(f"/* sources: {digest.hexdigest()} */"), "cd viewer && npm ci && npm run build"
+
+
+def test_ctrl_c_ends_a_viewer_and_leaves_nothing_undone(finished: Path) -> None:
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from pfungst import cli;"
+        "sys.argv = ['pfungst', 'view', sys.argv[1], '--no-browser']; cli.main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, finished], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("Open http://127.0.0.1:")
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert told.endswith("\nStopped.\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import sys
@@ -12,8 +11,8 @@ from typing import Any
 
 import click
 
-from pfungst.errors import PfungstError, SettingError
-from pfungst.settings import Settings
+from pfungst.errors import DataError, PfungstError, SettingError
+from pfungst.flags import setting_flags
 from pfungst.terminal import (
     print_confirmation,
     print_demo,
@@ -21,6 +20,7 @@ from pfungst.terminal import (
     print_findings,
     print_placements,
     show_progress,
+    show_warnings,
 )
 
 _OWN = "own"  # --model without a value: the run's own
@@ -37,61 +37,6 @@ _MODEL_HELP = """MODEL is one of
   FILE.pt2                    a torch.export program
 
 --weights takes .safetensors, or .pt/.pth with a state dict (pickled code is never run)."""
-
-
-def _flags(names: set[str] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """One option a row of the settings table."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for row in reversed(dataclasses.fields(Settings)):
-            if names is None or row.name in names:
-                function = click.option(f"--{row.name.replace('_', '-')}", row.name, **_option(row))(function)
-        return function
-
-    return decorate
-
-
-def _option(row: dataclasses.Field[Any]) -> dict[str, Any]:
-    meta = row.metadata
-    if isinstance(row.default, bool):
-        return {"is_flag": True, "default": row.default, "help": meta["help"]}
-    kind: Any = str
-    if meta["files"]:
-        kind = _ChoiceOrFile(list(meta["choices"]))
-    elif meta["choices"]:
-        kind = click.Choice(list(meta["choices"]))
-    elif str(row.type).startswith("int"):
-        kind = int
-    elif str(row.type).startswith("float"):
-        kind = float
-    elif meta["many"]:
-        kind = _Numbers()
-    told = {"show_default": True} if row.default is not None else {}
-    return {"default": row.default, "type": kind, "help": meta["help"], **told}
-
-
-class _ChoiceOrFile(click.Choice[str]):
-    """One of the choices, or a file NAME.json."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        return value if str(value).lower().endswith(".json") else super().convert(value, param, ctx)
-
-    def get_metavar(self, *args: Any, **more: Any) -> str:
-        return f"[{'|'.join(self.choices)}|FILE.json]"
-
-
-class _Numbers(click.ParamType):
-    """One number, or several separated by commas or blanks: "0.485,0.456,0.406"."""
-
-    name = "N,N,N"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if value is None or isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in str(value).replace(",", " ").split())
-        except ValueError:
-            return self.fail(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406", param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -119,7 +64,7 @@ def cli() -> None:
 @click.argument("images", type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="Run folder; report.html and findings.json go there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON and nothing else.")
-@_flags()
+@setting_flags()
 def audit(model: str, images: str, out: str, as_json: bool, **settings: Any) -> None:
     from pfungst.pipeline import audit as run_audit
 
@@ -127,14 +72,18 @@ def audit(model: str, images: str, out: str, as_json: bool, **settings: Any) -> 
         result = run_audit(model, images, out=out, progress=progress, **settings)
     if as_json:
         content = result.run.read_findings()
-        click.echo(json.dumps({**content, "findings": [one.record for one in result.findings]}, indent=1))
+        found = result.recognition
+        content |= {"findings": [one.record for one in result.findings], "recognition": found and found.record()}
+        click.echo(json.dumps(content, indent=1))
         return
     print_findings(result)
 
 
 @cli.command(
     epilog="Example:  pfungst explain torchvision:resnet50 dog.jpg cat.jpg --out maps --targets predicted,tabby",
-    help="Write heatmaps, overlays and a sheet for each IMAGE (files or folders).\n\n" + _MODEL_HELP,
+    help="Write heatmaps, overlays and a sheet for each IMAGE (files or folders).\n\nPictures that cannot be read are "
+    "named and left out, the others explained; the exit code is 1 if one of the files given here is among them, or all "
+    "are.\n\n" + _MODEL_HELP,
 )
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True, type=click.Path())
@@ -162,7 +111,7 @@ def audit(model: str, images: str, out: str, as_json: bool, **settings: Any) -> 
 )
 @click.option("--stride", default=None, type=click.IntRange(1), help="Pixels between windows. [default: half of one]")
 @click.option("--pyramid", default=None, type=click.Path(), help="Folder for deep-zoom tiles of windowed pictures.")
-@_flags({"weights", "size", "mean", "std", "channels", "classes", "preset", "batch_size", "device"})
+@setting_flags({"weights", "size", "mean", "std", "channels", "classes", "preset", "batch_size", "device"})
 def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> None:
     from pfungst.explain import explain as run_explain
 
@@ -176,6 +125,12 @@ def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> No
             **options,
         )
     print_explanations(found, Path(out))
+    named = {Path(image).expanduser() for image in images}
+    if missed := [one for one in found if one.skipped and one.path in named]:
+        raise DataError(f"{len(missed)} of the files given could not be explained, e.g. {missed[0].path}: "
+                        f"{missed[0].skipped}", "check the names")  # fmt: skip
+    if all(one.skipped for one in found):
+        raise DataError("none of the pictures could be read", "convert them to PNG or JPEG")
 
 
 @cli.command(
@@ -216,7 +171,9 @@ def explain(model: str, images: tuple[str, ...], out: str, **options: Any) -> No
     help="Whose score is explained. [default: predicted; of a run, as it was]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON and nothing else.")
-@_flags({"weights", "size", "mean", "std", "channels", "classes", "batch_size", "device", "limit", "workers", "seed"})
+@setting_flags(
+    {"weights", "size", "mean", "std", "channels", "classes", "batch_size", "device", "limit", "workers", "seed"}
+)
 def evaluate(model: str, images: str | None, out: str, as_json: bool, **options: Any) -> None:
     from pfungst.evaluations import evaluate as run_evaluation
     from pfungst.sheets import describe_evaluation, write_evaluation
@@ -259,7 +216,7 @@ def evaluate(model: str, images: str | None, out: str, as_json: bool, **options:
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(8), help="Pictures used at most.")
 @click.option("--target", default="predicted", show_default=True, type=click.Choice(["predicted", "label"]))
 @click.option("--json", "as_json", is_flag=True, help="Print all that was tried as JSON and nothing else.")
-@_flags({"weights", "size", "mean", "std", "channels", "classes", "batch_size", "device", "workers", "seed"})
+@setting_flags({"weights", "size", "mean", "std", "channels", "classes", "batch_size", "device", "workers", "seed"})
 def tune(model: str, images: str, out: str, as_json: bool, **options: Any) -> None:
     from pfungst.terminal import print_tuning
     from pfungst.tuning import parse_objective
@@ -329,7 +286,10 @@ def view(
     def tell(address: str) -> None:
         click.echo(f"Open {address}\nCtrl-C ends the viewer.", err=True)
 
-    serve(run, port=port, images=images, model=asked, browser=browser, tell=tell)
+    try:
+        serve(run, port=port, images=images, model=asked, browser=browser, tell=tell)
+    except KeyboardInterrupt:  # how a viewer ends; nothing is left undone
+        click.echo("\nStopped.", err=True)
 
 
 @cli.command(epilog="Example:  pfungst compare runs/before runs/after")
@@ -484,7 +444,8 @@ def demo(out: str, seed: int, clean_twin: bool) -> None:
 def main() -> None:
     """Entry point: an error of ours is printed as one message, without a traceback, and the exit code is 1."""
     try:
-        cli(standalone_mode=False)
+        with show_warnings():
+            cli(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("\nStopped. The same command again goes on from here.", err=True)
         sys.exit(130)

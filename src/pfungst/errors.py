@@ -21,6 +21,10 @@ class PfungstError(Exception):
         return f"{cause}\n  Remedy: {self.remedy}" if self.remedy else cause
 
 
+class PfungstWarning(UserWarning):
+    """Something that does not stop the work, and that the user should look at."""
+
+
 class SettingError(PfungstError):
     """A setting, flag or argument is out of its range, or two of them do not go together."""
 

@@ -138,13 +138,22 @@ class Tensors(Examples):
         return torch.stack([self.given[row] for row in batch.rows]) if self.given else None
 
 
+def _as_tensor(part: Any) -> Any:
+    """Arrays, and labels in a list, as tensors; all else as it is."""
+    if isinstance(part, np.ndarray):
+        return torch.from_numpy(part)
+    listed = isinstance(part, list | tuple) and len(part) > 0
+    return torch.tensor(part) if listed and all(isinstance(one, int | np.integer) for one in part) else part
+
+
 def _split(batch: Any) -> tuple[Any, Any]:
     """x, and (labels, masks) of a batch; the last two may be missing."""
     parts = list(batch) if isinstance(batch, list | tuple) else [batch]
-    parts = [torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in parts]
+    parts = [_as_tensor(part) for part in parts]
     if not 1 <= len(parts) <= 3 or not isinstance(parts[0], Tensor) or parts[0].dim() != 4:
         raise DataError(
-            "a batch is not x, (x, labels) or (x, labels, masks)", "x is a tensor (n, channels, height, width)"
+            "a batch is not x, (x, labels) or (x, labels, masks)",
+            "x is a tensor (n, channels, height, width), labels are indices in a tensor, an array or a list",
         )
     if not parts[0].is_floating_point():
         raise DataError(f"x holds {parts[0].dtype} values", "give floats, prepared as the model takes them")
@@ -202,7 +211,7 @@ def open_tensors(images: Any, *, bounds: tuple[Any, Any] | None = None, limit: i
     if isinstance(images, list) and images and all(isinstance(part, Tensor | np.ndarray) for part in images):
         images = tuple(images)
     if isinstance(images, tuple):
-        images = tuple(torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in images)
+        images = tuple(map(_as_tensor, images))
     whole = isinstance(images, Tensor) or (
         isinstance(images, tuple) and all(isinstance(part, Tensor) or part is None for part in images)
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from pfungst.alterations import restore_alteration
 from pfungst.confirmations import find_candidate
-from pfungst.errors import DataError, RunError, SettingError
+from pfungst.errors import DataError, PfungstWarning, RunError, SettingError
 from pfungst.evidence import least_effect
 from pfungst.heatmaps import encode_png
 from pfungst.interventions import Case, put, set_scene
@@ -62,7 +63,7 @@ def write_guard(
 ) -> Guard:
     """Write the test file ``out`` and the folder of its pictures beside it, ``count`` of each role at the most.
 
-    ``seed``: of the choice of pictures; the run's own by default.
+    ``seed``: of the choice of pictures; the run's own by default.  A PfungstWarning where the finding is not confirmed.
 
     Raises RunError where either is there already, or the model is not the run's; DataError where there are no pictures
     of other classes; SettingError where ``out`` is no .py file or the model's input is no picture of 1 or 3 channels.
@@ -72,6 +73,8 @@ def write_guard(
     _check(run, subject, out, folder)
     if "evidence" not in finding:
         raise RunError(f"{finding['id']} has not been tested yet", f"run pfungst confirm RUN {finding['id']} first")
+    if finding["verdict"] != "confirmed":
+        warnings.warn(_doubt(finding), PfungstWarning, stacklevel=2)
     candidate = find_candidate(run, subject, finding)
     lab, case = make_laboratory(subject), make_case(run, subject, candidate)
     if not len(case.outsiders):
@@ -90,6 +93,17 @@ def write_guard(
                 (folder / f"{role}_{i:02d}.png").write_bytes(encode_png(picture))
         out.write_text(text, encoding="utf-8")
     return guard
+
+
+def _doubt(finding: Mapping[str, Any]) -> str:
+    """What is to be said of a guard of a finding that is not confirmed."""
+    name = finding["id"]
+    told = f"the experiments {'refuted' if finding['verdict'] == 'refuted' else 'left open'} that the model uses {name}"
+    return (
+        f"{told} ({finding['reason']}). The guard only puts the cue on other pictures, beside one control, so that a "
+        f"model may fail it that does not depend on the cue. Write guards of confirmed findings, or test {name} again "
+        f"first: pfungst confirm RUN {name}"
+    )
 
 
 def _check(run: Run, subject: Subject, out: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,26 @@ def open_subject(model: str | nn.Module | LoadedModel, images: str | Path | Imag
             channels=settings.channels,
             classes=settings.classes,
         )
-    data = images if isinstance(images, ImageData) else read_images(images, model.classes)
+    try:
+        data = images if isinstance(images, ImageData) else read_images(images, model.classes)
+    except DataError:  # labels that are not among the classes: the fault may be in the list of classes
+        _check_number(model, images, settings)
+        raise
     return replace(prepare(model, limit_data(data, settings), settings), source=source)
+
+
+def _check_number(model: LoadedModel, images: Any, settings: Settings) -> None:
+    """Raises ModelError where the model has more or fewer outputs than class names, as far as that can be found out."""
+    if model.classes is None or model.preprocess is None:
+        return
+    found: tuple[ImageData, int] | None = None
+    with suppress(Exception):  # whatever fails here is told by the error that is already on its way
+        data = read_images(images)
+        with torch.no_grad():
+            outputs = model.module(_first_readable(data, model.preprocess).to(settings.device)).shape[1]
+        found = data, int(outputs)
+    if found is not None:
+        _class_names(model, *found, settings.classes)
 
 
 def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
@@ -116,7 +135,7 @@ def prepare(model: LoadedModel, data: ImageData, settings: Settings) -> Subject:
             "the model returns NaN or infinity for the first picture",
             "check the weights, and that --mean and --std are those of its training",
         )
-    classes = _class_names(model, data, output.shape[1])
+    classes = _class_names(model, data, output.shape[1], settings.classes)
     mode, only = choose_target(settings.target, data, classes)
     return Subject(model, data, settings, lrp, preprocess, mode, only, layers, classes, given)
 
@@ -175,8 +194,16 @@ def _measured(data: ImageData, preprocess: Preprocess, settings: Settings) -> Pr
     return preprocess.measured(inputs.amin((0, 2, 3)), inputs.amax((0, 2, 3)))
 
 
-def _class_names(model: LoadedModel, data: ImageData, outputs: int) -> tuple[str, ...]:
+def _class_names(model: LoadedModel, data: ImageData, outputs: int, file: Any = None) -> tuple[str, ...]:
+    """A name for every output; ``file``: where the model's were given, for the error's sake."""
     names = model.classes or data.classes or tuple(str(i) for i in range(outputs))
+    if file is not None and len(names) != outputs:
+        given = f"{file} has" if isinstance(file, str | Path) else "the given classes have"
+        plural = "s" if len(names) != 1 else ""
+        raise ModelError(
+            f"the model has {outputs} outputs, but {given} {len(names)} name{plural} ({shorten(names)})",
+            f"give --classes FILE with {outputs} names, one a line, in the order of the outputs",
+        )
     if len(names) > outputs:
         raise ModelError(
             f"there are {len(names)} classes ({shorten(names)}), but the model has {outputs} outputs",

@@ -238,7 +238,7 @@ def _load_file(spec: str, weights: str | Path | None, device: torch.device) -> L
     found = importlib.util.spec_from_file_location(name, path)
     if found is None or found.loader is None:
         raise ModelError(f"{place} is not a Python file", _FORMS)
-    with _import_path(path.parent), _user_code(spec):
+    with import_path(path.parent), _user_code(spec):
         module = importlib.util.module_from_spec(found)
         sys.modules[name] = module  # Dataclasses look their module up there while it runs.
         try:
@@ -250,7 +250,7 @@ def _load_file(spec: str, weights: str | Path | None, device: torch.device) -> L
 
 def _load_module(spec: str, weights: str | Path | None, device: torch.device) -> Loaded:
     place, _, function = spec.rpartition(":")
-    with _import_path(Path.cwd()), _user_code(spec):
+    with import_path(Path.cwd()), _user_code(spec):
         try:
             module = importlib.import_module(place)
         except ModuleNotFoundError as error:
@@ -359,7 +359,8 @@ def _user_code(spec: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _import_path(folder: Path) -> Iterator[None]:
+def import_path(folder: Path) -> Iterator[None]:
+    """Modules of the folder can be imported meanwhile."""
     sys.path.insert(0, str(folder))
     try:
         yield

@@ -23,7 +23,7 @@ from pfungst.cards import show_audit, show_finding
 from pfungst.confirmations import Confirmation, confirm
 from pfungst.domains.image import ImageData
 from pfungst.engines import map_blocks_on_ray
-from pfungst.errors import SettingError
+from pfungst.errors import PfungstWarning, SettingError
 from pfungst.evidence import DECIDE
 from pfungst.exports import export
 from pfungst.judgements import Judgement, add_judgements, find_any, write_judgement
@@ -36,6 +36,7 @@ from pfungst.placements import Placement, place_samples
 from pfungst.portraits import read_columns
 from pfungst.probes import probe_properties
 from pfungst.properties import NAMES
+from pfungst.recognition import Recognition, read_recognition, write_recognition
 from pfungst.reports import place_in_report, write_report
 from pfungst.settings import Settings
 from pfungst.store import READ, Run
@@ -69,9 +70,10 @@ def audit(
     run = Run(out)
     with run.locked():
         subject = open_subject(model, images, chosen)
-        run.begin(identity(subject, tell))
+        run.begin(identity(subject, tell), folder=str(Path.cwd()))  # from where relative names count
         if damaged := run.find_damage():
-            warnings.warn(f"{len(damaged)} damaged blocks of {out} are computed anew: is the disk sound?", stacklevel=2)
+            told = f"{len(damaged)} damaged blocks of {out} are computed anew: is the disk sound?"
+            warnings.warn(told, PfungstWarning, stacklevel=2)
             run.forget_blocks(damaged)
         for stage, work in STAGES:
             if run.stage(stage) is None:
@@ -190,8 +192,17 @@ def compute_relevance(run: Run, subject: Subject, progress: Progress) -> None:
     map_relevance(run, subject, progress, map_blocks_on_ray if subject.settings.engine == "ray" else map_blocks)
 
 
+def compare_labels(run: Run, subject: Subject, progress: Progress) -> None:
+    """``recognition.json``: how many pictures are recognised as their label; a warning where hardly any are."""
+    own_names = subject.model.classes is not None
+    found = write_recognition(run, subject.data.labels, subject.classes, own_names)
+    if found is not None and found.warning:
+        warnings.warn(found.warning, PfungstWarning, stacklevel=3)
+
+
 STAGES: tuple[tuple[str, Callable[[Run, Subject, Progress], None]], ...] = (
     ("relevance", compute_relevance),
+    ("recognition", compare_labels),
     ("strategies", find_strategies),
     ("overall", find_shared),
     ("properties", probe_properties),
@@ -264,6 +275,11 @@ class Audit:
     def findings(self) -> list[Finding]:
         records = add_judgements(self.run, self.run.read_findings()["findings"])
         return [Finding(record, self) for record in records]
+
+    @property
+    def recognition(self) -> Recognition | None:
+        """How many pictures are recognised as their label, and what may be wrong; None where nothing is labelled."""
+        return read_recognition(self.run)
 
     def find(self, name: str) -> Finding:
         """The finding of this id, or a person's own of this name.  RunError if there is none."""

@@ -19,6 +19,7 @@ from pfungst.charts import STYLE, draw_map, write_colours
 from pfungst.errors import RunError
 from pfungst.facts import tell_finding, tell_spectrum
 from pfungst.judgements import ANSWERS, add_judgements, last_answer, read_judgements
+from pfungst.recognition import Recognition, read_recognition, tell_recognition
 from pfungst.store import JUDGEMENTS, Run
 from pfungst.strategies import OVERALL, SHOWN, rank_classes, read_strategies
 
@@ -53,9 +54,12 @@ def _content(run: Run) -> dict[str, Any]:
     reasons = _set_aside(ids, aside)
     strategies = list(read_strategies(run))
     counts = Counter(f["verdict"] for f in findings)
+    recognised = read_recognition(run)
     return {
         "run": description,
-        "headline": write_headline(counts),
+        "headline": write_headline(counts, recognised),
+        "recognised": tell_recognition(recognised) if recognised else "",
+        "warning": recognised.warning if recognised else "",
         "findings": [_finding(run, finding) for finding in findings],
         "untested": content["untested"],
         "counts": counts,
@@ -73,8 +77,17 @@ def _content(run: Run) -> dict[str, Any]:
     }
 
 
-def write_headline(counts: Mapping[str, int]) -> str:
-    """The run in one sentence, from the number of findings by verdict."""
+def write_headline(counts: Mapping[str, int], recognised: Recognition | None = None) -> str:
+    """The run in one sentence, from the number of findings by verdict; what is wrong with it all stands before that."""
+    doubt = (
+        f"Only {recognised.accuracy:.0%} of the labelled pictures are recognised as their label. "
+        if (recognised and recognised.warning)
+        else ""
+    )
+    return doubt + _count_verdicts(counts)
+
+
+def _count_verdicts(counts: Mapping[str, int]) -> str:
     confirmed = counts.get("confirmed", 0)
     if confirmed:
         plural = "s" if confirmed > 1 else ""

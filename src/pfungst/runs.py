@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from pfungst.guards import Guard, write_guard
 from pfungst.judgements import find_any
 from pfungst.lrp.preset_files import preset
 from pfungst.maps import Progress, prepare
-from pfungst.models import LoadedModel, load_model
+from pfungst.models import LoadedModel, import_path, load_model
 from pfungst.pipeline import Audit, digest_given, make_settings
 from pfungst.placements import Placement
 from pfungst.settings import Settings
@@ -38,15 +39,22 @@ def reopen(
     images          where the pictures are now, if they were moved
     device          where the model runs; as in the audit by default
 
+    Relative names of files count from the folder in which the audit was begun, where they are there; the run's own
+    model is built with that as the working folder, since its code may read files beside it.
+
     Raises RunError where the run is not finished, or its model has changed and ``model`` does not say that it may.
     """
     run = Run(path)
     description = run.describe()
     run.check_finished()
     settings = make_settings({**description["settings"], **({"device": device} if device else {})})
+    settings = _find_files(settings, description)
     if model is not None or weights is not None:  # where the subject's model is from, now
         settings = replace(settings, weights=weights)
-    loaded = load_again(description["model"]["name"] if model is None else model, weights, settings, own=model is None)
+    if model is None:
+        loaded = _load_own(description, weights, settings)
+    else:
+        loaded = load_again(model, weights, settings)
     if model is None and loaded.digest != description["model"]["digest"]:
         raise RunError(
             f"the model {loaded.name} is not the one that {path} was made with (its digest differs)",
@@ -59,6 +67,54 @@ def reopen(
         if digest_given(subject, lambda stage, done, total: None) != known:
             raise RunError(f"{settings.relevance} holds other maps than {path} was made of", "restore the file")
     return Audit(run, subject)
+
+
+def _folder_of(description: dict[str, Any]) -> Path | None:
+    """The folder in which an audit was begun, where it is there and not this one; older runs do not say it."""
+    folder = description.get("folder")
+    return Path(folder) if folder and Path(folder).is_dir() and Path(folder) != Path.cwd() else None
+
+
+def _find_files(settings: Settings, description: dict[str, Any]) -> Settings:
+    """The settings with names of files as they are found from here: in the audit's folder, else in this one."""
+    folder = _folder_of(description)
+    if folder is None:
+        return settings
+    found: dict[str, Any] = {}
+    for key in ("weights", "classes", "relevance"):
+        name = getattr(settings, key)
+        for start in () if name is None else (Path.cwd(), folder):
+            place = start / Path(name).expanduser()
+            found |= {key: str(place)} if place.exists() else {}
+    return replace(settings, **found)
+
+
+def _load_own(description: dict[str, Any], weights: str | None, settings: Settings) -> LoadedModel:
+    """The run's own model, built as in the audit; its name absolute where that was begun in another folder."""
+    name, folder = description["model"]["name"], _folder_of(description)
+    file = _file_of(name)
+    if folder is None or (file and not (folder / Path(file).expanduser()).is_file()):
+        return load_again(name, weights, settings, own=True)
+    weights = None if weights is None else str(Path(weights).expanduser().absolute())
+    with contextlib.chdir(folder), import_path(folder):
+        loaded = load_again(name, weights, settings, own=True)
+        return replace(loaded, name=_full_name(name))
+
+
+def _file_of(name: str) -> str:
+    """The file that a model's name names: FILE.pt2, FILE.py of FILE.py:function; "" where it names none."""
+    place = name if name.endswith(".pt2") else name.rpartition(":")[0]
+    return place if place.endswith((".py", ".pt2")) else ""
+
+
+def _full_name(name: str) -> str:
+    """A model's name with its file or folder absolute."""
+    file, (kind, _, folder) = _file_of(name), name.partition(":")
+    if file:
+        return f"{Path(file).expanduser().absolute()}{name.removeprefix(file)}"
+    if kind == "hf" and Path(folder).expanduser().is_dir():
+        return f"hf:{Path(folder).expanduser().absolute()}"
+    return name
 
 
 def load_again(
@@ -75,6 +131,12 @@ def load_again(
     except ModelError as error:
         if own and ":" not in spec and not spec.endswith(".pt2"):
             raise RunError(f"the run's model was passed from Python ({spec})", "give --model and --weights") from error
+        file = _file_of(spec)
+        if own and file and not Path(file).expanduser().is_file():
+            raise ModelError(
+                f"the run's model {spec} is not in {Path.cwd()}",
+                f"go to the folder where the audit was made, or say where it is now: --model PLACE/{Path(spec).name}",
+            ) from error
         raise
 
 

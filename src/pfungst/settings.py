@@ -52,7 +52,11 @@ class Settings:
     channels: str | None = _setting(
         None, "Order of the input's channels. [default: the model's own]", choices=("RGB", "BGR", "L")
     )
-    classes: str | None = _setting(None, "Text file with the model's class names, one a line, in its order.")
+    classes: str | None = _setting(
+        None,
+        "Text file with the model's class names, one a line, in the order of its outputs. [default: the model's own "
+        "`classes`; else the names of the folders or labels, in alphabetical order]",
+    )
     relevance: str | None = _setting(
         None,
         "Relevance maps made elsewhere, which are audited in place of pfungst's own: .npy, .npz, .h5, .zarr, .pt or "

@@ -51,13 +51,16 @@ class Run:
 
     # ---- identity and stages
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
-        """Create the folder, or make sure that it belongs to this model, data and settings."""
+    def begin(self, identity: Mapping[str, Any], **notes: Any) -> None:
+        """Create the folder, or make sure that it belongs to this model, data and settings.
+
+        ``notes``: what is written down beside when the folder is made, and not compared.
+        """
         identity = json.loads(json.dumps(identity))  # tuples become lists, as they come back from the file
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if not self._begun():
-                self.write_json("run.json", {"version": VERSION, **identity, "stages": {}})
+                self.write_json("run.json", {"version": VERSION, **identity, **notes, "stages": {}})
                 return
         known = self.describe()
         if known.get("version") != VERSION:
@@ -74,10 +77,14 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Only one process may work on a run; the lock dies with the process, however it ends."""
+        """Only one process may work on a run; the lock dies with the process, however it ends.
+
+        Folders that were made for it, and hold nothing when an error ends the work, are removed again.
+        """
         import fcntl
 
         with writing(self.path):
+            made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._begun()  # before the lock: not even that goes into somebody else's folder
             handle = (self.path / ".lock").open("a")
@@ -86,7 +93,15 @@ class Run:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunError(f"another process works on {self.path}", "wait for it, or give another folder") from None
-            yield
+            try:
+                yield
+            except BaseException:
+                if made and [file.name for file in self.path.iterdir()] == [".lock"]:
+                    (self.path / ".lock").unlink()
+                    for folder in made:
+                        with suppress(OSError):  # somebody else uses it by now
+                            folder.rmdir()
+                raise
 
     def _begun(self) -> bool:
         """Whether the folder holds a run; an error if it holds anything else."""

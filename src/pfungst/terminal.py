@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from pfungst.errors import PfungstWarning
+
+
+@contextmanager
+def show_warnings(console: Any = None) -> Iterator[None]:
+    """Warnings of ours as a user reads them, without the line of code that gave them; on standard error by default."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, PfungstWarning):
+            from rich.console import Console
+
+            out = console or Console(stderr=True)
+            out.print(f"Warning: {message}", style="bold yellow", highlight=False, markup=False)
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PfungstWarning)
+        before, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 @contextmanager
@@ -26,7 +55,8 @@ def show_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], Non
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     tasks: dict[str, Any] = {}
-    bars = Progress(*columns, console=Console(stderr=True), disable=quiet)
+    console = Console(stderr=True)
+    bars = Progress(*columns, console=console, disable=quiet)
 
     def tell(stage: str, done: int, total: int) -> None:
         if stage not in tasks:
@@ -35,12 +65,14 @@ def show_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], Non
         bars.update(tasks[stage], completed=done, total=total)
 
     try:
-        yield tell
+        with show_warnings(console):
+            yield tell
     finally:
         if tasks:
             bars.stop()
 
 
+_UNREADABLE = "unreadable: "  # how the reasons of pictures that cannot be read begin
 _STYLES = {"confirmed": "bold red", "refuted": "green", "open": "yellow"}
 
 
@@ -85,28 +117,60 @@ def print_findings(result: Any, title: str = "Findings that are not refuted") ->
         )
     if findings:
         refuted = len(findings) - len(shown)
-        console.print(f"{len(findings)} groups of pictures tested, {refuted} refuted (the report shows them too).")
+        groups = f"{len(findings)} group{'s' if len(findings) != 1 else ''}"
+        console.print(f"{groups} of pictures tested, {refuted} refuted (the report shows them too).")
     else:
         console.print("Nothing found with these settings. (That is no proof that there is no bias.)")
+    _print_taking_part(console, result)
     console.print(f"Report: {result.report}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _print_taking_part(console: Any, result: Any) -> None:
+    """How many pictures are recognised, and which took no part, the unreadable ones by name."""
+    from pfungst.domains.labels import shorten
+    from pfungst.recognition import tell_recognition
+
+    found = result.recognition
+    if found is not None:
+        told = f"Warning: {found.warning}" if found.warning else tell_recognition(found)
+        console.print(told, style="bold yellow" if found.warning else None, highlight=False, markup=False)
+    ids, aside = result.subject.data.ids, result.run.read_json("set_aside.json") or {}
+    unread = {ids[row]: why for why, rows in aside.items() if why.startswith(_UNREADABLE) for row in rows}
+    if unread:
+        told = shorten(f"{name} ({unread[name].removeprefix(_UNREADABLE)})" for name in sorted(unread))
+        line = f"{_count(len(unread))} could not be read: {told}"
+        console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)
+    others = sorted((-len(rows), why) for why, rows in aside.items() if not why.startswith(_UNREADABLE))
+    if others:
+        reasons = "; ".join(f"{-number} {why}" for number, why in others)
+        total = _count(-sum(number for number, _ in others))
+        console.print(f"{total} of {len(ids)} took no part: {reasons}", highlight=False, markup=False)
+
+
+def _count(pictures: int) -> str:
+    return f"{pictures} picture{'s' if pictures != 1 else ''}"
 
 
 def print_confirmation(result: Any) -> None:
     """A repetition beside the first time, test by test, and what it says."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     before = {one["test"]: one for one in result.first["evidence"]}
-    table = Table(title=f"{result.finding}, seed {result.seed}", title_justify="left")
+    table = Table(
+        title=f"{result.finding}, seed {result.seed}: effects beyond the control", title_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
+    )  # fmt: skip
     table.add_column("test", no_wrap=True)
-    for name in ("first", "again", "95 %", "p", "flips (control)"):
+    for name in ("first", "again", "95 %", "p", "flips\n(control)"):  # all within 80 columns: a number cut is none
         table.add_column(name, justify="right", no_wrap=True)
     for one in result.evidence:
         old = before.get(one.test)
         table.add_row(
             one.test, f"{old['effect']:+.2f}" if old else "-", f"{one.effect:+.2f}",
-            f"{one.interval[0]:+.2f}, {one.interval[1]:+.2f}", "<0.001" if one.p < 0.001 else f"{one.p:.3f}",
+            f"{one.interval[0]:+.2f} {one.interval[1]:+.2f}", "<0.001" if one.p < 0.001 else f"{one.p:.3f}",
             f"{one.flips:.0%} ({one.control_flips:.0%})",
         )  # fmt: skip
     console.print(table)
@@ -162,7 +226,7 @@ def print_explanations(found: list[Any], out: Path) -> None:
     console = Console()
     skipped = [one for one in found if getattr(one, "skipped", "")]
     done = len(found) - len(skipped)
-    console.print(f"{done} pictures explained in {out}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{_count(done)} explained in {out}", soft_wrap=True, highlight=False, markup=False)
     for one in skipped:
         line = f"  skipped {one.path}: {one.skipped}"
         console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)

@@ -15,6 +15,7 @@ export interface Overview {
   preset: string;
   counts: Record<Verdict, number>;
   headline: string;
+  recognition: { accuracy: number; labelled: number; right: number; warning: string; text: string } | null;
   untested: number;
 }
 

@@ -144,6 +144,15 @@ export function FindingsView({ run, overview, state }: { run: number; overview: 
     <div class={`split ${chosen ? "chosen" : ""}`}>
       <section class="list" aria-label="Findings">
         <h1>{overview.headline}</h1>
+        {overview.recognition &&
+          (overview.recognition.warning ? (
+            <details class="doubt small">
+              <summary>Look at this first</summary>
+              {overview.recognition.warning}
+            </details>
+          ) : (
+            <p class="soft small">{overview.recognition.text}</p>
+          ))}
         {torn > 0 && <p class="failure">{torn} lines of judgements.jsonl cannot be read.</p>}
         <form class="filters" onSubmit={(event) => event.preventDefault()}>
           <Choice name="verdict" label="Verdict" value={verdict} options={["confirmed", "open", "refuted"]} />

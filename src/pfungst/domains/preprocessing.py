@@ -31,7 +31,7 @@ INTERPOLATIONS = {
 }
 CROPS = ("center", "squash", "pad")
 CHANNELS = ("RGB", "BGR", "L")
-SIZE_REMEDY = "give --size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225, with the values of its training"
+SIZE_REMEDY = "give --size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 (size=, mean=, std=) as in its training"
 # A picture of 1 x 10,000 pixels whose short side becomes 256 would take 2 GB: refused, not computed.
 MAX_RESIZED_PIXELS = 50_000_000
 

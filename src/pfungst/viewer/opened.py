@@ -23,6 +23,7 @@ from pfungst.domains.preprocessing import from_description
 from pfungst.errors import DataError, RunError
 from pfungst.facts import EXPERIMENT_TITLES, tell_finding, tell_head, tell_spectrum
 from pfungst.judgements import add_judgements, find_record, read_judgements
+from pfungst.recognition import read_recognition, tell_recognition
 from pfungst.reports import VERDICT_ORDER, place_in_report, write_headline
 from pfungst.store import JUDGEMENTS, Run
 from pfungst.strategies import read_strategies
@@ -37,10 +38,10 @@ class OpenRun:
 
     def __init__(self, path: str | Path, images: str | Path | None = None) -> None:
         """``images``: where the pictures are now, if they were moved.  RunError where the run is not finished."""
-        self.run = Run(path)
+        self.run = Run(Path(path).absolute())  # a model that is being loaded may change the working folder for a moment
         self.description = self.run.describe()
         self.run.check_finished()
-        self.images = None if images is None else Path(images)
+        self.images = None if images is None else Path(images).absolute()
         samples = self.run.path / "samples.parquet"
         try:
             self.schema: pa.Schema = pq.read_schema(samples)
@@ -60,6 +61,7 @@ class OpenRun:
         counts = dict.fromkeys(VERDICT_ORDER, 0)
         for finding in content["findings"]:
             counts[finding["verdict"]] += 1
+        found = read_recognition(self.run)
         return {
             "name": self.run.path.name,
             "path": str(self.run.path),
@@ -70,7 +72,8 @@ class OpenRun:
             "target": self.description["data"]["target"],
             "preset": self.description["preset"],
             "counts": counts,
-            "headline": write_headline(counts),
+            "headline": write_headline(counts, found),
+            "recognition": found.record() | {"text": tell_recognition(found)} if found else None,
             "untested": content["untested"],
         }
 
