@@ -21,6 +21,7 @@ from pfungst import cards, heatmaps
 from pfungst.charts import COLOURS
 from pfungst.confirmations import Confirmation
 from pfungst.evidence import Evidence, Verdict, describe_verdict
+from pfungst.facts import tell_views
 from pfungst.lrp import Relevance
 from pfungst.pipeline import Audit, Finding
 from pfungst.regions import Region
@@ -218,3 +219,11 @@ def test_words_are_not_broken_where_there_is_no_room(browser: Any, finished: Pat
     assert broken == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 460, "the table is scrolled, not the page"
     page.close()
+
+
+def test_views_are_told_in_words() -> None:
+    views = ("strongest:features.7", "where", "what:features.7", "what:features.4", "property:blockiness")
+    assert tell_views(views) == "place, the channels of features.7 and features.4, blockiness"
+    layers = [f"what:layer{i}" for i in range(5)]
+    assert tell_views(layers) == "the channels of layer0 and layer1 and layer2 and 2 more layers"
+    assert tell_views(["property:colour"]) == "colour"

@@ -5,7 +5,7 @@ Both read the entry of ``findings.json``; what is not there as it is to be shown
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pfungst.charts import draw_effects, draw_spectrum
@@ -32,7 +32,7 @@ EXPERIMENT_TITLES = {
         "paste_control": "control: the other way",
     },
 }
-_VIEWS, _ALIKE = 3, 8  # so many views, and near-duplicates, are named
+_VIEWS, _ALIKE = 3, 8  # so many layers, and near-duplicates, are named
 
 
 def list_experiment(run: Run, folder: str, kind: str) -> list[dict[str, Any]]:
@@ -85,14 +85,21 @@ def list_again(run: Run, record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def tell_head(record: Mapping[str, Any]) -> dict[str, str]:
     """``head``: size, share of the class, suspicion and views; ``rule``: what decided, "" if the summary says it."""
-    views = ", ".join(record["views"][:_VIEWS]) + (
-        f" and {len(record['views']) - _VIEWS} more" if len(record["views"]) > _VIEWS else ""
-    )
     share = f"{record['size']} pictures, {record['prevalence']:.0%} of those recognised as {record['class']}"
     return {
-        "head": f"{share}; suspicion {record['suspicion']:.2f}; seen in {views}",
+        "head": f"{share}; suspicion {record['suspicion']:.2f}; told apart by {tell_views(record['views'])}",
         "rule": "" if record["reason"] in record["summary"] else record["reason"],
     }
+
+
+def tell_views(views: Sequence[str]) -> str:
+    """The views in which a group is apart, in words: "place, the channels of features.4 and features.7, blockiness"."""
+    layers = list(dict.fromkeys(name.partition(":")[2] for name in views if name.startswith(("what:", "strongest:"))))
+    more = [f"{len(layers) - _VIEWS} more layers"] if len(layers) > _VIEWS else []
+    channels = " and ".join([*layers[:_VIEWS], *more])
+    told = ["place"] if "where" in views else []
+    told += [f"the channels of {channels}"] if layers else []
+    return ", ".join([*told, *(name.partition(":")[2] for name in views if name.startswith("property:"))])
 
 
 def _list_drawn(kind: str) -> list[dict[str, str]]:
