@@ -298,7 +298,7 @@ def print_tuning(found: Any, out: str) -> None:
         )
     console.print(table)
     if found.improved:
-        rules = Table(title=f"Rules of {found.found.name}", title_justify="left", show_header=False)
+        rules = Table(title=f"Preset {found.found.name}", title_justify="left", show_header=False)
         for name, nodes in found.groups.items():
             first = nodes[0] if len(nodes) == 1 else f"{nodes[0]} to {nodes[-1]} ({len(nodes)})"
             rules.add_row(name, first, found.rules[name])
