@@ -19,7 +19,9 @@ from pfungst.regions import Region
 REQUIRED = ("cut:colour", "cut:exchange", "paste:same place")
 WHOLE = ("undo", "apply")  # the tests that decide on a cue without a place, see probes.py
 MATCHED = ("paste:same place", "paste:same rule")  # the second for moving regions only, and then required too
-DECIDE = (*REQUIRED, *MATCHED, *WHOLE)
+ORDINARY = "paste:ordinary evidence"  # what has to be surpassed, by an interval; its p does not count
+_COUNTED = (*REQUIRED, *MATCHED, *WHOLE)
+DECIDE = (*_COUNTED, ORDINARY)
 # What certainly carries a picture of another class so far of the way to the members' scores is used by the model even
 # where members, who have other evidence too, keep their scores without it.
 ALONE = 0.5
@@ -129,8 +131,8 @@ def least_effect(min_share: float, distance: float) -> float:
 
 
 def required(verdict: Verdict) -> list[Evidence]:
-    """The tests that decide, those of them that were made."""
-    return [evidence for evidence in verdict.evidence if evidence.test in DECIDE]
+    """The tests whose effects and p count, those of them that were made."""
+    return [evidence for evidence in verdict.evidence if evidence.test in _COUNTED]
 
 
 def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> Verdict:
@@ -166,7 +168,7 @@ def _judge_both(verdict: Verdict, standard: Standard, p: float, suspicion: float
             )
             return replace(verdict, verdict="open", p=p, reason=reason)
         return replace(verdict, verdict="refuted", p=p, reason=reason)
-    ordinary = tests["apply" if whole else "paste:ordinary evidence"]
+    ordinary = tests["apply" if whole else ORDINARY]
     if ordinary.interval[1] < 0:
         reason = f"pasted, the region says less for the class than its ordinary evidence ({ordinary.effect:+.2f})"
         return replace(verdict, verdict="refuted", p=p, reason=reason)
@@ -230,7 +232,7 @@ def suffices(verdict: Verdict, standard: Standard) -> bool:
     """Whether a region or a property certainly speaks for the class wherever it is put, beyond every control."""
     tests = {evidence.test: evidence for evidence in verdict.evidence}
     put = [tests[name] for name in (*MATCHED, "apply") if name in tests]
-    ordinary = tests.get("paste:ordinary evidence")
+    ordinary = tests.get(ORDINARY)
     if not put or (ordinary is not None and ordinary.interval[0] <= 0):
         return False
     least = max(least_effect(standard.min_share, verdict.distance), 1e-12)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from pfungst.cuts import fill_blur, fill_colour, fill_harmonic, fill_noise, frame_mask, paste, paste_detail
-from pfungst.evidence import Evidence, Verdict, compare, least_effect
+from pfungst.evidence import ORDINARY, Evidence, Verdict, compare, least_effect
 from pfungst.regions import (
     Direction,
     Laboratory,
@@ -365,12 +365,12 @@ def _test_pastes(lab: Laboratory, target: int, scene: Scene, seed: int) -> Itera
     strongest = mask_core(smooth_maps(others.pixels, max(others.pixels.shape[1:]) / 40), region.area)
     was = before.argmax(1).cpu().numpy() == target
     ordinary = others.inputs[rivals]
-    controls = {"paste:same place": (ordinary, masks), "paste:ordinary evidence": (ordinary, strongest[rivals])}
+    controls = {"paste:same place": (ordinary, masks), ORDINARY: (ordinary, strongest[rivals])}
     if region.kind == "moving":
         controls["paste:same rule"] = (ordinary, region.masks(others.cues)[rivals])
     controls["paste:other classes"] = (receivers.roll(1, 0), masks)
     for name, (source, chosen) in controls.items():
-        how = replace(region, part="all") if name == "paste:ordinary evidence" else region
+        how = replace(region, part="all") if name == ORDINARY else region
         control, after_control = measure_changes(before, lab.ask(put(lab, how, source, receivers, chosen)), target)
         flips = ~was & (after == target), ~was & (after_control == target)
         yield compare(name, treated, control, flips, seed)
