@@ -162,7 +162,7 @@ def try_candidate(
         return correct([verdict], [suspicion], standard, [tries])[0]
 
     def settles(verdict: Verdict, tries: int) -> bool:
-        if told(verdict, tries).verdict != "confirmed" or fall_short(verdict, standard) is not None:
+        if told(verdict, tries).verdict != "confirmed" or keeps_score(verdict, standard):
             return False
         return verdict.region.kind == "whole" or verdict.region.area < _MOST_OF_IT or by_property
 
