@@ -206,12 +206,15 @@ def _lones(
 ) -> list[dict[str, Any]]:
     """Those of the findings that have no match, in the order of a report: what is confirmed first."""
     alone = [record for i, record in enumerate(records) if i not in matched]
-    return [_lone(record, others, common) for record in sorted(alone, key=place_in_report)]
+    known = [(one, _members(one, common)) for one in others] if alone else []
+    return [_lone(record, known, common) for record in sorted(alone, key=place_in_report)]
 
 
-def _lone(record: Mapping[str, Any], others: Sequence[Mapping[str, Any]], common: Set[str]) -> dict[str, Any]:
+def _lone(
+    record: Mapping[str, Any], others: Sequence[tuple[Mapping[str, Any], np.ndarray]], common: Set[str]
+) -> dict[str, Any]:
     own = _members(record, common)
-    alike = [(jaccard(own, _members(one, common)), one["id"]) for one in others if one["class"] == record["class"]]
+    alike = [(jaccard(own, members), one["id"]) for one, members in others if one["class"] == record["class"]]
     best = max(alike, default=(0.0, ""))
     return {
         "id": record["id"],

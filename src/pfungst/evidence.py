@@ -135,6 +135,11 @@ def required(verdict: Verdict) -> list[Evidence]:
     return [evidence for evidence in verdict.evidence if evidence.test in _COUNTED]
 
 
+def _required_puts(verdict: Verdict) -> list[Evidence]:
+    """Those of them that put the cue on pictures of other classes."""
+    return [evidence for evidence in required(verdict) if _sign(evidence) > 0]
+
+
 def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> Verdict:
     """The verdict by rule: see ``reason`` of the result.  ``p``: the corrected p of the tests that decide."""
     both = _judge_both(verdict, standard, p, suspicion)
@@ -173,7 +178,7 @@ def _judge_both(verdict: Verdict, standard: Standard, p: float, suspicion: float
         reason = f"pasted, the region says less for the class than its ordinary evidence ({ordinary.effect:+.2f})"
         return replace(verdict, verdict="refuted", p=p, reason=reason)
     needed = required(verdict)
-    matched = [evidence for evidence in needed if evidence.test in (*MATCHED, "apply")]
+    matched = _required_puts(verdict)
     gain = _gain(tests)
     for evidence in matched:
         if evidence.interval[1] < standard.min_own * gain:
@@ -231,7 +236,7 @@ def fall_short(verdict: Verdict, standard: Standard) -> Evidence | None:
 def suffices(verdict: Verdict, standard: Standard) -> bool:
     """Whether a region or a property certainly speaks for the class wherever it is put, beyond every control."""
     tests = {evidence.test: evidence for evidence in verdict.evidence}
-    put = [tests[name] for name in (*MATCHED, "apply") if name in tests]
+    put = _required_puts(verdict)
     ordinary = tests.get(ORDINARY)
     if not put or (ordinary is not None and ordinary.interval[0] <= 0):
         return False
@@ -243,8 +248,8 @@ def suffices(verdict: Verdict, standard: Standard) -> bool:
 def carries(verdict: Verdict, standard: Standard) -> bool:
     """Whether it suffices, and by itself brings pictures of other classes a great part of the way: ``ALONE``."""
     far = ALONE * verdict.distance
-    put = [one for one in required(verdict) if one.test in (*MATCHED, "apply")]
-    return verdict.distance > 0 and suffices(verdict, standard) and all(one.interval[0] >= far for one in put)
+    far_enough = all(one.interval[0] >= far for one in _required_puts(verdict))
+    return verdict.distance > 0 and suffices(verdict, standard) and far_enough
 
 
 def keeps_score(verdict: Verdict, standard: Standard) -> bool:
@@ -255,9 +260,8 @@ def keeps_score(verdict: Verdict, standard: Standard) -> bool:
 
 def _deciding(verdict: Verdict, standard: Standard) -> list[Evidence]:
     """The tests whose p counts: all that are required; where members keep their scores, those of what is put."""
-    needed = required(verdict)
     alone = keeps_score(verdict, standard) and carries(verdict, standard)
-    return [one for one in needed if _sign(one) > 0] if alone else needed
+    return _required_puts(verdict) if alone else required(verdict)
 
 
 def correct(

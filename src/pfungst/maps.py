@@ -30,6 +30,7 @@ from pfungst.store import BLOCK, NOT_READ, READ, Run
 from pfungst.vectors import choose_layers, pool_channels, pool_maps
 
 Progress = Callable[[str, int, int], None]
+UNREADABLE = "unreadable: "  # how the reasons of pictures that cannot be read begin
 
 
 @dataclass(frozen=True)
@@ -323,7 +324,7 @@ def _map_block(
     done = 0
     while done < len(rows):
         batch, found = next(explained)
-        skipped.update({row: f"unreadable: {why}" for row, why in batch.bad.items()})
+        skipped.update({row: f"{UNREADABLE}{why}" for row, why in batch.bad.items()})
         for name, values in _as_arrays(found, batch.files).items():
             if name not in arrays:
                 arrays[name] = np.zeros((len(rows), *values.shape[1:]), values.dtype)

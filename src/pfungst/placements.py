@@ -23,7 +23,7 @@ from pfungst.domains.image import load_batch, read_images
 from pfungst.errors import SettingError
 from pfungst.exports.rows import join_lists, new_file
 from pfungst.findings import Discriminant, Group, fit_discriminant
-from pfungst.maps import Progress, Subject, choose_target, explain_batch
+from pfungst.maps import UNREADABLE, Progress, Subject, choose_target, explain_batch
 from pfungst.neighbours import find_nearest_in
 from pfungst.store import READ, Run
 from pfungst.strategies import read_strategies, view_names
@@ -130,7 +130,7 @@ def place_samples(
         rows = list(range(start, min(len(data), start + size)))
         inputs, ok, bad = load_batch(data, rows, subject.preprocess, subject.settings.workers)
         for row, why in bad.items():
-            found[row] = replace(_begin(there, row), reason=f"unreadable: {why}")
+            found[row] = replace(_begin(there, row), reason=f"{UNREADABLE}{why}")
         if not ok:
             continue
         tensors = explain_batch(there, inputs, np.asarray(ok))

@@ -81,7 +81,7 @@ def write_headline(counts: Mapping[str, int], recognised: Recognition | None = N
     """The run in one sentence, from the number of findings by verdict; what is wrong with it all stands before that."""
     doubt = (
         f"Only {recognised.accuracy:.0%} of the labelled pictures are recognised as their label. "
-        if (recognised and recognised.warning)
+        if recognised and recognised.warning
         else ""
     )
     return doubt + _count_verdicts(counts)

@@ -20,7 +20,7 @@ from pfungst.assignments import LARGE, Assignment, assign, draw_part, fit_assign
 from pfungst.embeddings import embed
 from pfungst.errors import RunError
 from pfungst.findings import SAME, Group, find_groups, jaccard
-from pfungst.maps import Progress, Subject
+from pfungst.maps import UNREADABLE, Progress, Subject
 from pfungst.neighbours import measure_outliers
 from pfungst.processes import end_with
 from pfungst.spectra import cluster_samples
@@ -102,7 +102,7 @@ def _reasons(run: Run, subject: Subject) -> list[str]:
     for block in run.blocks_done():
         unread.update(run.read_json(f"skipped/{block:06d}.json") or {})
     for row in np.flatnonzero(status != READ):
-        reasons[row] = unread.get(subject.data.ids[row], "unreadable: unknown reason")
+        reasons[row] = unread.get(subject.data.ids[row], f"{UNREADABLE}unknown reason")
     return reasons
 
 

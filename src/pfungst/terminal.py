@@ -72,7 +72,6 @@ def show_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], Non
             bars.stop()
 
 
-_UNREADABLE = "unreadable: "  # how the reasons of pictures that cannot be read begin
 _STYLES = {"confirmed": "bold red", "refuted": "green", "open": "yellow"}
 
 
@@ -128,6 +127,7 @@ def print_findings(result: Any, title: str = "Findings that are not refuted") ->
 def _print_taking_part(console: Any, result: Any) -> None:
     """How many pictures are recognised, and which took no part, the unreadable ones by name."""
     from pfungst.domains.labels import shorten
+    from pfungst.maps import UNREADABLE
     from pfungst.recognition import tell_recognition
 
     found = result.recognition
@@ -135,12 +135,12 @@ def _print_taking_part(console: Any, result: Any) -> None:
         told = f"Warning: {found.warning}" if found.warning else tell_recognition(found)
         console.print(told, style="bold yellow" if found.warning else None, highlight=False, markup=False)
     ids, aside = result.subject.data.ids, result.run.read_json("set_aside.json") or {}
-    unread = {ids[row]: why for why, rows in aside.items() if why.startswith(_UNREADABLE) for row in rows}
+    unread = {ids[row]: why for why, rows in aside.items() if why.startswith(UNREADABLE) for row in rows}
     if unread:
-        told = shorten(f"{name} ({unread[name].removeprefix(_UNREADABLE)})" for name in sorted(unread))
+        told = shorten(f"{name} ({unread[name].removeprefix(UNREADABLE)})" for name in sorted(unread))
         line = f"{_count(len(unread))} could not be read: {told}"
         console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)
-    others = sorted((-len(rows), why) for why, rows in aside.items() if not why.startswith(_UNREADABLE))
+    others = sorted((-len(rows), why) for why, rows in aside.items() if not why.startswith(UNREADABLE))
     if others:
         reasons = "; ".join(f"{-number} {why}" for number, why in others)
         total = _count(-sum(number for number, _ in others))
