@@ -10,8 +10,8 @@ from __future__ import annotations
 import io
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from pfungst.heatmaps import LUMA
 from pfungst.properties import SEEN, measure_pixels
 
 _CALIBRATED = 16  # pictures on which a strength is found
+# What is kept where detail is exchanged, as a share of the side.  Of a thirty-second the blocks of a codec could still
+# be seen, and networks lost half as much by it as by the picture as it was before; some see them at a sixteenth, too.
+_COARSE = (1 / 16, 1 / 8, 1 / 4)
 Change = Callable[[Tensor, float], Tensor]  # pixels (m, 3, H, W) in 0..1, signed strength -> the same shape
 _STILL = 0.01  # least mean step from one row or column to the next, of 0..1, in what is no padding
 _LEAST_MARGIN = 0.02  # share of a side from which it counts as padded
@@ -47,15 +50,13 @@ def blur(pixels: Tensor, sigma: float) -> Tensor:
     return functional.conv2d(rows, kernel[None, None, None, :].repeat(channels, 1, 1, 1), groups=channels)
 
 
-def exchange_detail(pixels: Tensor, donors: Tensor) -> Tensor:
+def exchange_detail(pixels: Tensor, donors: Tensor, coarse: float = _COARSE[0]) -> Tensor:
     """Pictures with the fine detail of others, coarse structure their own; what a blur or a codec took is filled in.
 
-    Values may leave the range of pictures, in which they are to be put back.
-
-    Coarse is what a Gaussian of a sixteenth of the side leaves.  Of half of that, the blocks of a codec could still be
-    seen, and networks lost half as much by it as by the picture as it was before.
+    Values may leave the range of pictures, in which they are to be put back.  Coarse is what a Gaussian as wide as
+    this share of the side leaves.
     """
-    sigma = max(1.0, min(pixels.shape[2:]) / 16)
+    sigma = max(1.0, min(pixels.shape[2:]) * coarse)
     return blur(pixels, sigma) + donors - blur(donors, sigma)
 
 
@@ -152,6 +153,10 @@ class Alteration(ABC):
     def describe(self) -> str:
         """In words."""
 
+    def ways_back(self) -> Sequence[Alteration]:
+        """This change, with the ways in which it can be undone, those first that leave most of a picture as it is."""
+        return (self,)
+
 
 @dataclass(frozen=True)
 class Scaling(Alteration):
@@ -160,10 +165,12 @@ class Scaling(Alteration):
     towards  strength that makes ordinary pictures of the class like the group's
     back     strength that makes the group's pictures like the others; None where something was lost (detail by a blur
              or a codec, colour in a grey picture), and that of other pictures takes its place
+    coarse   what is kept where detail takes its place, see ``exchange_detail``
     """
 
     towards: float = 1.0
     back: float | None = None
+    coarse: float = _COARSE[0]
 
     @classmethod
     def find(cls, name: str, group: Tensor, others: Tensor) -> Scaling | None:
@@ -184,7 +191,13 @@ class Scaling(Alteration):
     def undo(self, pixels: Tensor, ordinary: Tensor) -> Tensor:
         if self.back is not None:
             return CHANGES[self.property][0](pixels, self.back)
-        return _clip((exchange_colour if self.property == "saturation" else exchange_detail)(pixels, ordinary))
+        if self.property == "saturation":
+            return _clip(exchange_colour(pixels, ordinary))
+        return _clip(exchange_detail(pixels, ordinary, self.coarse))
+
+    def ways_back(self) -> Sequence[Alteration]:
+        exchanged = self.back is None and self.property != "saturation"
+        return [replace(self, coarse=coarse) for coarse in _COARSE] if exchanged else (self,)
 
     def apply_opposite(self, pixels: Tensor) -> Tensor:
         return self._opposite(pixels, self.apply(pixels), self.towards)

@@ -108,9 +108,9 @@ def confirm(
     suspicion = finding["suspicion"]
     asked = [(model, second_laboratory(subject, lab, model)) for model in models]
     seen: dict[str, dict[str, Any]] = {}
+    how: dict[str, Any] = {"most": most, "min_share": settings.min_share, "seed": chosen}
     if candidate.alteration is None:
-        part = finding["where"].get("part", "all")
-        scene = set_scene(lab, case, most=most, min_share=settings.min_share, part=part, seed=chosen)
+        scene = set_scene(lab, case, part=finding["where"].get("part", "all"), **how)
         raw = try_scene(lab, case.target, scene, chosen)
         others = [try_scene(second, case.target, scene, chosen) for _, second in asked]
         for preset in presets:
@@ -123,7 +123,7 @@ def confirm(
             )
         alteration = restore_alteration(candidate.alteration)
         raw, *others = (
-            examine_alteration(one, subject.preprocess, case, alteration, most=most, seed=chosen)
+            examine_alteration(one, subject.preprocess, case, alteration, **how)[0]
             for one in (lab, *(second for _, second in asked))
         )
     verdict = correct([raw], [suspicion], standard)[0]

@@ -48,7 +48,9 @@ _MOST_OF = 0.35  # share of what exchanging any region takes from members that t
 _USUAL = 0.4  # regions up to this share of the picture are tried first
 LEVEL, POWER = 0.005, 0.8  # of one test; the level allows for Holm's correction over ten findings
 MOST_PICTURES = 10_000
+AT_MOST = 4  # times as many pictures as were asked for, where power asks for more
 AREAS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+FRAMES = (1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8)  # widths, as shares of the shorter side
 
 
 # ---- one finding ---------------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def set_scene(
     """Draw pictures, find the region, and pair the pictures.  ``part``: see ``Region``.
 
     Where the pictures that chose the region show that so few would miss the least effect that counts (see ``POWER``),
-    up to four times as many are taken, if there are as many.
+    up to ``AT_MOST`` times as many are taken, if there are as many.
     """
     rng = np.random.default_rng([seed, case.target, len(case.members)])
     picked = [rng.permutation(rows) for rows in (case.members, case.others, case.outsiders)]
@@ -147,12 +149,12 @@ def set_scene(
     region = _choose_region(lab, case.target, members.take(design), others, outsiders, part, rng)
     group = members.take(test)
     least = least_effect(min_share, distance)
-    wanted = min(_count_for_power(lab, case.target, members.take(design), region, least), 4 * most)
-    more = [rows[most : most + max(0, wanted - len(group.inputs))] for rows in (picked[0], picked[2])]
-    if len(more[0]):
-        group = group.join(observe_like(lab, case, more[0], others))
-    if len(more[1]) and len(more[0]):
-        outsiders = torch.cat([outsiders, lab.load(more[1].tolist())])
+    chosen = members.take(design)
+    wanted = min(_count_for_power(lab, case.target, chosen, others, outsiders, region, least), AT_MOST * most)
+    if len(more := picked[0][most : most + max(0, wanted - len(group.inputs))]):
+        group = group.join(observe_like(lab, case, more, others))
+    if len(more := picked[2][most:wanted]):
+        outsiders = torch.cat([outsiders, lab.load(more.tolist())])
     swapped, rivals = (
         rng.permutation(np.resize(np.arange(len(others.inputs)), count))
         for count in (len(group.inputs), len(outsiders))
@@ -202,15 +204,23 @@ def observe_like(lab: Laboratory, case: Case, rows: np.ndarray, others: Samples 
     return Samples(inputs, pixels, cues)
 
 
-def _count_for_power(lab: Laboratory, target: int, design: Samples, region: Region, least: float) -> int:
-    """Pictures with which a cut would be seen to lower the score by ``least``, from its spread in the design."""
+def _count_for_power(
+    lab: Laboratory, target: int, design: Samples, others: Samples, outsiders: Tensor, region: Region, least: float
+) -> int:
+    """Pictures with which ``least`` would be seen in a cut and in a paste, from their spread in the design."""
     masks = region.masks(design.cues)
     before = lab.ask(design.inputs)
-    (treated, _), (control, _) = (
-        measure_changes(before, lab.ask(fill_colour(design.inputs, m)), target)
-        for m in (masks, control_masks(masks, design.pixels))
+    cut, moved = (lab.ask(fill_colour(design.inputs, m)) for m in (masks, control_masks(masks, design.pixels)))
+    pairs: list[tuple[Tensor, ...]] = [(before, cut, moved)]
+    if len(outsiders) > 1:
+        rows = np.resize(np.arange(len(design.inputs)), len(outsiders))
+        rivals = others.inputs[np.resize(np.arange(len(others.inputs)), len(outsiders))]
+        pasted = [put(lab, region, donors, outsiders, masks[rows]) for donors in (design.inputs[rows], rivals)]
+        pairs.append((lab.ask(outsiders), *(lab.ask(one) for one in pasted)))
+    differences = (
+        measure_changes(was, one, target)[0] - measure_changes(was, other, target)[0] for was, one, other in pairs
     )
-    return pictures_for_power(float((treated - control)[:, 0].std(ddof=1)), least)
+    return max(pictures_for_power(float(one[:, 0].std(ddof=1)), least) for one in differences)
 
 
 def pictures_for_power(spread: float, least: float) -> int:
@@ -244,17 +254,14 @@ def _choose_region(
 
     Gain of a region: what its paste brings to pictures of other classes beyond its control, plus what members lose when
     it is exchanged for the same place of ordinary members.  Each alone misleads: half a cue is often enough to paste,
-    and only the whole of it is enough to cut.  Where the region so chosen takes little of what members can lose (beyond
-    what ordinary members lose by the same exchange), a part of a cue does as well as all of it when pasted, and the sum
-    misleads too: then both count as shares of their greatest, and greater regions are tried.  Without pictures of other
-    classes the paste goes on the rest of the group's own class.
+    and only the whole of it is enough to cut.  A region grows by evidence that ordinary members have there, too; so,
+    of those that gain half of the most, the ones that are mostly the group's own are preferred.
+    Where the region so chosen takes little of what members can lose (beyond what ordinary members lose by the same
+    exchange), a part of a cue does as well as all of it when pasted, and the sum misleads too: then both count as
+    shares of their greatest, and greater regions are tried.  Without pictures of other classes the paste goes on the
+    rest of the group's own class.
     """
-    regions = []
-    for area in AREAS:
-        for source, cue in design.cues.items():
-            regions.append(Region("fixed", source, area, mask_strongest(cue.mean(0, keepdim=True), area)[0], part))
-            if source != "pixels":  # each picture's own strongest relevance: a digit's strokes, and no cue
-                regions.append(Region("moving", source, area, part=part))
+    regions = _list_regions(design, part)
     if not len(outsiders):
         outsiders = others.inputs
     pairs = min(24, len(outsiders))
@@ -262,25 +269,51 @@ def _choose_region(
     rivals = others.take(rng.integers(0, len(others.inputs), pairs))
     receivers = outsiders[:pairs]
     neighbours = rivals.inputs.roll(1, 0)
-    before, usual = (lab.ask(inputs)[:, target] for inputs in (donors.inputs, rivals.inputs))
+    before, usual = (lab.ask(inputs)[:, target].double().mean() for inputs in (donors.inputs, rivals.inputs))
     found = []
     for region in regions:
         masks = region.masks(donors.cues)
         control = region.masks(rivals.cues)  # of a fixed region, the same place
-        given = (donors.inputs, rivals.inputs, rivals.inputs, neighbours)
-        taken = (receivers, receivers, donors.inputs, rivals.inputs)
-        where = (masks, control, masks, control)
-        changed = [put(lab, region, *one) for one in zip(given, taken, where, strict=True)]
-        own, same, exchanged, damaged = (part[:, target].double() for part in lab.ask(torch.cat(changed)).split(pairs))
-        lost, damage = float((before - exchanged).mean()), float((usual - damaged).mean())
-        found.append((float((own - same).mean()), lost, lost - damage))
-    pasted, lost, own_loss = np.array(found).T
-    small = np.array([region.area <= _USUAL for region in regions])
-    chosen = _smallest(regions, np.where(small, pasted + lost, -np.inf))
+        changes = [
+            (donors.inputs, receivers, masks),
+            (rivals.inputs, receivers, control),
+            (receivers.roll(1, 0), receivers, masks),
+            (rivals.inputs, donors.inputs, masks),
+            (neighbours, rivals.inputs, control),
+        ]
+        changes += [(rivals.inputs, receivers, masks)] if region.kind == "moving" else []
+        after = lab.ask(torch.cat([put(lab, region, *one) for one in changes]))[:, target].double().split(pairs)
+        own, rule, cover, exchanged, damaged = (one.mean() for one in after[:5])
+        same = max(rule, after[5].mean()) if region.kind == "moving" else rule
+        lost, damage = before - exchanged, usual - damaged
+        found.append([float(one) for one in (own - rule, lost, lost - damage, (own - same) - (same - cover))])
+    pasted, lost, own_loss, own_part = np.array(found).T
+    usual_sizes = np.array([region.area <= _USUAL for region in regions])
+    gains = np.where(usual_sizes, pasted + lost, -np.inf)
+    preferred = (own_part >= 0) & (gains >= 0.5 * gains.max())
+    chosen = _smallest(regions, np.where(preferred, gains, -np.inf) if preferred.any() else gains)
     if own_loss[chosen] >= _MOST_OF * own_loss.max():
         return regions[chosen]
     shares = sum((gains / max(gains.max(), 1e-9)).clip(-1) for gains in (pasted, own_loss))
     return regions[_smallest(regions, np.asarray(shares))]
+
+
+def _list_regions(design: Samples, part: str) -> list[Region]:
+    """The regions that are tried: where relevance sets the group apart, and frames.
+
+    Frames since borders are what many data sets have in common, and relevance need not show all of one.
+    """
+    height, width = design.pixels.shape[1:]
+    regions = []
+    for area in AREAS:
+        for source, cue in design.cues.items():
+            regions.append(Region("fixed", source, area, mask_strongest(cue.mean(0, keepdim=True), area)[0], part))
+            if source != "pixels":  # each picture's own strongest relevance: a digit's strokes, and no cue
+                regions.append(Region("moving", source, area, part=part))
+    for thickness in sorted({max(1, round(share * min(height, width))) for share in FRAMES}):
+        mask = frame_mask(height, width, thickness, 0).to(design.pixels.device)
+        regions.append(Region("fixed", "border", round(float(mask.float().mean()), 4), mask, part))
+    return regions
 
 
 def _smallest(regions: Sequence[Region], gains: np.ndarray) -> int:

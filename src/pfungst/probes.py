@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pfungst.alterations import CHANGES, COLOURS, KINDS, Alteration, find_alteration
 from pfungst.domains.preprocessing import Preprocess
-from pfungst.evidence import Evidence, Verdict, compare, least_effect
+from pfungst.evidence import Verdict, compare, least_effect
 from pfungst.findings import SAME, jaccard, repeats, valley_depth
-from pfungst.interventions import Case, measure_changes
+from pfungst.interventions import AT_MOST, Case, measure_changes, pictures_for_power
 from pfungst.maps import Progress, Subject, make_laboratory
 from pfungst.properties import SEEN
 from pfungst.regions import Laboratory, Region
@@ -328,67 +328,82 @@ def _lose_by_undoing(
 
 
 def examine_alteration(
-    lab: Laboratory, preprocess: Preprocess, case: Case, alteration: Alteration, *, most: int = 48, seed: int = 0
-) -> Verdict:
-    """The tests of a finding without a place; the verdict stays open, see ``evidence.correct``.
+    lab: Laboratory,
+    preprocess: Preprocess,
+    case: Case,
+    alteration: Alteration,
+    *,
+    most: int = 48,
+    min_share: float = 0.1,
+    seed: int = 0,
+) -> tuple[Verdict, Alteration]:
+    """The tests of a finding without a place, and the change as it was tested.
+
+    The verdict stays open, see ``evidence.correct``.
 
     undo   (necessity) members are made like the rest of their class.  Control: they are changed as much the other way;
            where detail is exchanged for that of ordinary members, the same with the property put back.
     apply  (sufficiency) pictures of other classes are made like members.  Control: they are changed as much the other
            way.
 
-    A control that moves the score against the effect counts as none.  The change is found on a third of the members
-    and tested on the others.
+    A control that moves the score against the effect counts as none.  The change, and of several ways to undo it the
+    first that takes three quarters of the most that any takes, are found on a third of the members and tested on the
+    others; on more than ``most`` where power asks for it, as for a region.
     """
     rng = np.random.default_rng([seed, case.target, len(case.members)])
-    members, others, outsiders = (rng.permutation(rows)[:most] for rows in (case.members, case.others, case.outsiders))
-    group, rest, strangers = (preprocess.to_pixels(lab.load(rows.tolist())) for rows in (members, others, outsiders))
-    count = max(3, len(group) // 3)
-    found = find_alteration(alteration.property, group[:count], rest[: len(rest) // 3 or 1])
+    picked = [rng.permutation(rows) for rows in (case.members, case.others, case.outsiders)]
+
+    def load(role: int, part: slice) -> Tensor:
+        return preprocess.to_pixels(lab.load(picked[role][part].tolist()))
+
+    members, rest, strangers = (load(role, slice(most)) for role in range(3))
+    count = max(3, len(members) // 3)
+    found = find_alteration(alteration.property, members[:count], rest[: len(rest) // 3 or 1])
     alteration = alteration if found is None else found
-    group, rest = group[count:], rest[len(rest) // 3 or 1 :]
-    before = lab.ask(preprocess.from_pixels(group))
-    reference = lab.ask(preprocess.from_pixels(strangers if len(strangers) else rest))
-    distance = float(before[:, case.target].mean() - reference[:, case.target].mean())
-    evidence = [_test_undoing(lab, preprocess, case.target, alteration, (group, before), rest, seed)]
+    design, group, rest = members[:count], members[count:], rest[len(rest) // 3 or 1 :]
+    reference = strangers if len(strangers) else rest
+    scores = (lab.ask(preprocess.from_pixels(one))[:, case.target].mean() for one in (group, reference))
+    distance = float(next(scores) - next(scores))
+    ways = alteration.ways_back()
+    undone = [_undo(lab, preprocess, case.target, way, design, rest) for way in ways]
+    effects = np.array([float((treated - control)[:, 0].mean()) for treated, control, _ in undone])
+    chosen = int((effects <= effects.min() + 0.25 * abs(effects.min())).argmax())
+    alteration, trials = ways[chosen], [undone[chosen]]
+    if len(strangers) > 1:
+        trials.append(_apply(lab, preprocess, case.target, alteration, strangers))
+    spread = max(float((treated - control)[:, 0].std(ddof=1)) for treated, control, _ in trials)
+    wanted = min(pictures_for_power(spread, least_effect(min_share, distance)), AT_MOST * most)
+    group = torch.cat([group, load(0, slice(most, most + max(0, wanted - len(group))))])
+    strangers = torch.cat([strangers, load(2, slice(most, wanted))])
+    evidence = [compare("undo", *_undo(lab, preprocess, case.target, alteration, group, rest), seed)]
     if len(strangers):
-        evidence.append(_test_applying(lab, preprocess, case.target, alteration, (strangers, reference), seed))
+        evidence.append(compare("apply", *_apply(lab, preprocess, case.target, alteration, strangers), seed))
     region = Region("whole", alteration.property, 1.0)
-    return Verdict("open", 1.0, distance, region, tuple(evidence), "")
+    return Verdict("open", 1.0, distance, region, tuple(evidence), ""), alteration
 
 
-def _test_undoing(
-    lab: Laboratory,
-    preprocess: Preprocess,
-    target: int,
-    alteration: Alteration,
-    group: tuple[Tensor, Tensor],
-    rest: Tensor,
-    seed: int,
-) -> Evidence:
-    pixels, before = group
+# Changes (m, 2) by the treatment and by its control, and what each flips, as ``compare`` takes them.
+_Changes = tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]
+
+
+def _undo(
+    lab: Laboratory, preprocess: Preprocess, target: int, alteration: Alteration, pixels: Tensor, rest: Tensor
+) -> _Changes:
     ordinary = _some(rest, len(pixels))
-    results = []
-    for changed in (alteration.undo(pixels, ordinary), alteration.undo_control(pixels, ordinary)):
-        change, decided = measure_changes(before, lab.ask(preprocess.from_pixels(changed)), target)
-        results.append((change, (before.argmax(1).cpu().numpy() == target) & (decided != target)))
-    (treated, flips), (control, control_flips) = results
+    before = lab.ask(preprocess.from_pixels(pixels))
+    was = before.argmax(1).cpu().numpy() == target
+    after = (
+        lab.ask(preprocess.from_pixels(changed))
+        for changed in (alteration.undo(pixels, ordinary), alteration.undo_control(pixels, ordinary))
+    )
+    (treated, decided), (control, otherwise) = (measure_changes(before, one, target) for one in after)
     # More of the cue raises the score, as it should; that is no merit of the way back.
-    return compare("undo", treated, np.minimum(control, 0), (flips, control_flips), seed)
+    return treated, np.minimum(control, 0), (was & (decided != target), was & (otherwise != target))
 
 
-def _test_applying(
-    lab: Laboratory,
-    preprocess: Preprocess,
-    target: int,
-    alteration: Alteration,
-    strangers: tuple[Tensor, Tensor],
-    seed: int,
-) -> Evidence:
-    pixels, before = strangers
-    results = []
-    for after in _ask_both(lab, preprocess, alteration, pixels):
-        change, decided = measure_changes(before, after, target)
-        results.append((change, (before.argmax(1).cpu().numpy() != target) & (decided == target)))
-    (treated, flips), (control, control_flips) = results
-    return compare("apply", treated, np.maximum(control, 0), (flips, control_flips), seed)
+def _apply(lab: Laboratory, preprocess: Preprocess, target: int, alteration: Alteration, pixels: Tensor) -> _Changes:
+    before = lab.ask(preprocess.from_pixels(pixels))
+    was = before.argmax(1).cpu().numpy() == target
+    both = _ask_both(lab, preprocess, alteration, pixels)
+    (treated, decided), (control, otherwise) = (measure_changes(before, one, target) for one in both)
+    return treated, np.maximum(control, 0), (~was & (decided == target), ~was & (otherwise == target))

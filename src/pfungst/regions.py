@@ -174,7 +174,7 @@ class Region:
     """How to find the finding's region in any picture of the class.
 
     kind     fixed, moving, or whole: a property of the whole picture
-    source   "pixels", or the layer whose channels show it, or the property
+    source   "pixels", or the layer whose channels show it, "border" for a frame, or the property
     area     share of the picture, 0..1
     mask     (H, W) bool, of a fixed region; None for a moving one
     part     what of it is put on other pictures: all pixels, or their fine detail: what shines through, a watermark say
@@ -190,10 +190,9 @@ class Region:
         """(m, H, W) bool for samples with these cue maps, by source."""
         if self.kind == "whole":
             return torch.ones_like(maps["pixels"], dtype=torch.bool)
-        cue = maps[self.source]
         if self.mask is not None:
-            return self.mask.expand(cue.shape)
-        return mask_strongest(cue, self.area)
+            return self.mask.expand(maps["pixels"].shape)
+        return mask_strongest(maps[self.source], self.area)
 
 
 def touches_border(mask: Tensor, share: float = 0.4) -> bool:

@@ -15,6 +15,7 @@ from pfungst.alterations import Alteration, restore_alteration
 from pfungst.assignments import thin
 from pfungst.cuts import fill_colour
 from pfungst.evidence import (
+    CLEARLY_APART,
     Evidence,
     Standard,
     Verdict,
@@ -37,9 +38,6 @@ from pfungst.store import READ, Run
 from pfungst.strategies import Candidate, rank_candidates
 from pfungst.vectors import unit_rows
 
-# Suspicion from which a property is sought for a group found by its relevance: pictures with much sky are a little
-# apart too, and models do use the blue of a sky.
-_CLEARLY_APART = 0.8
 _MOST_OF_IT = 0.3  # share of the picture from which a region may as well be the whole of it
 _LEAST_DIFFERENT = 6  # pictures of a role below which near-duplicates are better than none
 
@@ -138,14 +136,14 @@ def try_candidate(
     settings, standard, suspicion = subject.settings, make_standard(subject.settings), candidate.suspicion
     own = None if candidate.alteration is None else restore_alteration(candidate.alteration)
     by_property = own is not None and candidate.views[0].startswith("property:")
+    how: dict[str, Any] = {"most": settings.samples, "min_share": settings.min_share, "seed": settings.seed}
 
     def alter(alteration: Alteration) -> tuple[Verdict, dict[str, Any]]:
-        how = {"most": settings.samples, "seed": settings.seed}
-        return examine_alteration(lab, subject.preprocess, case, alteration, **how), asdict(alteration)
+        verdict, tested = examine_alteration(lab, subject.preprocess, case, alteration, **how)
+        return verdict, asdict(tested)
 
     def region(part: str) -> Verdict:
-        most, share = settings.samples, settings.min_share
-        return examine(lab, case, most=most, min_share=share, part=part, seed=settings.seed)
+        return examine(lab, case, part=part, **how)
 
     def causes() -> Iterator[tuple[Verdict, dict[str, Any] | None]]:
         if own is not None and by_property:
@@ -155,7 +153,7 @@ def try_candidate(
             yield alter(own)
         for cause in _seek(run, subject, lab, case, candidate):
             yield alter(cause)
-        if suspicion >= _CLEARLY_APART and len(case.outsiders):
+        if suspicion >= CLEARLY_APART and len(case.outsiders):
             yield region("detail"), None
 
     def told(verdict: Verdict, tries: int = 1) -> Verdict:
@@ -197,9 +195,10 @@ def _choose_cause(
 def _seek(run: Run, subject: Subject, lab: Laboratory, case: Case, candidate: Candidate) -> Iterator[Alteration]:
     """What else of whole pictures a group that is clearly apart may be recognised by, if the model answers to it.
 
-    The tail that it shares need not be that: tinted pictures are more colourful, too.
+    The tail that it shares need not be that: tinted pictures are more colourful, too.  Clearly apart, for pictures with
+    much sky are a little apart, and models do use the blue of a sky.
     """
-    if candidate.suspicion >= _CLEARLY_APART and len(case.outsiders):
+    if candidate.suspicion >= CLEARLY_APART and len(case.outsiders):
         roles = (candidate.members, candidate.others, case.outsiders)
         properties = run.read_array("properties").astype(np.float64)
         own = "" if candidate.alteration is None else candidate.alteration["property"]
