@@ -145,12 +145,11 @@ def set_scene(
     members, others = observe(lab, case, picked[0][:most], picked[1][:most])
     outsiders = lab.load(picked[2][:most].tolist())
     distance = _distance(lab, case.target, members, outsiders, others)
-    design, test = np.array_split(np.arange(len(members.inputs)), [max(3, len(members.inputs) // 3)])
-    region = _choose_region(lab, case.target, members.take(design), others, outsiders, part, rng)
-    group = members.take(test)
+    first, test = np.array_split(np.arange(len(members.inputs)), [max(3, len(members.inputs) // 3)])
+    design, group = members.take(first), members.take(test)
+    region = _choose_region(lab, case.target, design, others, outsiders, part, rng)
     least = least_effect(min_share, distance)
-    chosen = members.take(design)
-    wanted = min(_count_for_power(lab, case.target, chosen, others, outsiders, region, least), AT_MOST * most)
+    wanted = min(_count_for_power(lab, case.target, design, others, outsiders, region, least), AT_MOST * most)
     if len(more := picked[0][most : most + max(0, wanted - len(group.inputs))]):
         group = group.join(observe_like(lab, case, more, others))
     if len(more := picked[2][most:wanted]):
@@ -159,7 +158,7 @@ def set_scene(
         rng.permutation(np.resize(np.arange(len(others.inputs)), count))
         for count in (len(group.inputs), len(outsiders))
     )
-    return Scene(region, members.take(design), group, others, outsiders, swapped, rivals, most)
+    return Scene(region, design, group, others, outsiders, swapped, rivals, most)
 
 
 def try_scene(lab: Laboratory, target: int, scene: Scene, seed: int = 0) -> Verdict:
@@ -254,12 +253,10 @@ def _choose_region(
 
     Gain of a region: what its paste brings to pictures of other classes beyond its control, plus what members lose when
     it is exchanged for the same place of ordinary members.  Each alone misleads: half a cue is often enough to paste,
-    and only the whole of it is enough to cut.  A region grows by evidence that ordinary members have there, too; so,
-    of those that gain half of the most, the ones that are mostly the group's own are preferred.
-    Where the region so chosen takes little of what members can lose (beyond what ordinary members lose by the same
-    exchange), a part of a cue does as well as all of it when pasted, and the sum misleads too: then both count as
-    shares of their greatest, and greater regions are tried.  Without pictures of other classes the paste goes on the
-    rest of the group's own class.
+    and only the whole of it is enough to cut.  Where the region so chosen takes little of what members can lose (beyond
+    what ordinary members lose by the same exchange), a part of a cue does as well as all of it when pasted, and the sum
+    misleads too: then both count as shares of their greatest, and greater regions are tried.  Without pictures of other
+    classes the paste goes on the rest of the group's own class.
     """
     regions = _list_regions(design, part)
     if not len(outsiders):
@@ -269,29 +266,21 @@ def _choose_region(
     rivals = others.take(rng.integers(0, len(others.inputs), pairs))
     receivers = outsiders[:pairs]
     neighbours = rivals.inputs.roll(1, 0)
-    before, usual = (lab.ask(inputs)[:, target].double().mean() for inputs in (donors.inputs, rivals.inputs))
+    before, usual = (lab.ask(inputs)[:, target] for inputs in (donors.inputs, rivals.inputs))
     found = []
     for region in regions:
         masks = region.masks(donors.cues)
         control = region.masks(rivals.cues)  # of a fixed region, the same place
-        changes = [
-            (donors.inputs, receivers, masks),
-            (rivals.inputs, receivers, control),
-            (receivers.roll(1, 0), receivers, masks),
-            (rivals.inputs, donors.inputs, masks),
-            (neighbours, rivals.inputs, control),
-        ]
-        changes += [(rivals.inputs, receivers, masks)] if region.kind == "moving" else []
-        after = lab.ask(torch.cat([put(lab, region, *one) for one in changes]))[:, target].double().split(pairs)
-        own, rule, cover, exchanged, damaged = (one.mean() for one in after[:5])
-        same = max(rule, after[5].mean()) if region.kind == "moving" else rule
-        lost, damage = before - exchanged, usual - damaged
-        found.append([float(one) for one in (own - rule, lost, lost - damage, (own - same) - (same - cover))])
-    pasted, lost, own_loss, own_part = np.array(found).T
-    usual_sizes = np.array([region.area <= _USUAL for region in regions])
-    gains = np.where(usual_sizes, pasted + lost, -np.inf)
-    preferred = (own_part >= 0) & (gains >= 0.5 * gains.max())
-    chosen = _smallest(regions, np.where(preferred, gains, -np.inf) if preferred.any() else gains)
+        given = (donors.inputs, rivals.inputs, rivals.inputs, neighbours)
+        taken = (receivers, receivers, donors.inputs, rivals.inputs)
+        where = (masks, control, masks, control)
+        changed = [put(lab, region, *one) for one in zip(given, taken, where, strict=True)]
+        own, same, exchanged, damaged = (part[:, target].double() for part in lab.ask(torch.cat(changed)).split(pairs))
+        lost, damage = float((before - exchanged).mean()), float((usual - damaged).mean())
+        found.append((float((own - same).mean()), lost, lost - damage))
+    pasted, lost, own_loss = np.array(found).T
+    small = np.array([region.area <= _USUAL for region in regions])
+    chosen = _smallest(regions, np.where(small, pasted + lost, -np.inf))
     if own_loss[chosen] >= _MOST_OF * own_loss.max():
         return regions[chosen]
     shares = sum((gains / max(gains.max(), 1e-9)).clip(-1) for gains in (pasted, own_loss))
