@@ -174,6 +174,7 @@ def test_detail_is_exchanged() -> None:
         measured(sharp, "sharpness") - measured(soft, "sharpness")
     )
     torch.testing.assert_close(blur(mixed, 6.0), blur(soft, 6.0), atol=0.05, rtol=0)
+    torch.testing.assert_close(exchange_detail(soft, sharp, 0.25), sharp + blur(soft, 12.0) - blur(sharp, 12.0))
 
 
 @pytest.mark.parametrize(("name", "treat"), [
@@ -191,6 +192,12 @@ def test_what_was_lost_comes_from_others_and_the_control_puts_the_property_back(
     assert abs(measured(undone, name) - ordinary) < 0.3 * abs(own - ordinary)
     assert abs(measured(control, name) - own) < 0.3 * abs(own - ordinary)
     torch.testing.assert_close(control, alteration.apply(undone))
+    # The ways back go from the one that leaves most of the picture to the one that leaves least.
+    ways = alteration.ways_back()
+    changed = [float((way.undo(group, others) - group).square().mean()) for way in ways]
+    assert ways[0] == alteration
+    assert changed == sorted(changed)
+    assert len(set(changed)) == len(ways) == (1 if name == "saturation" else 3)
 
 
 def test_greys_stay_where_colours_are_exchanged() -> None:
@@ -211,7 +218,7 @@ def test_pixels_and_inputs(channels: str) -> None:
     torch.testing.assert_close(preprocess.from_pixels(preprocess.to_pixels(x)), x, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("made", [Scaling("sharpness", -2.0), Scaling("saturation", 0.5, -0.4),
+@pytest.mark.parametrize("made", [Scaling("sharpness", -2.0), Scaling("blockiness", 0.5, coarse=0.25),
                                   Recolouring(gain=(0.9, 1.0, 1.1)), Padding(margins=(0.1, 0, 0, 0.2))])  # fmt: skip
 def test_an_alteration_comes_back_from_its_record(made: Alteration) -> None:
     """From JSON, and from that of older runs, which had the numbers of every kind."""

@@ -286,7 +286,7 @@ export function Drawn({ run, finding }: { run: number; finding: Finding }) {
     <>
       {finding.drawn.map((one) => (
         <figure>
-          <img src={findingUrl(run, finding.id, one.name)} alt={one.title} loading="lazy" />
+          <img class={one.name === "mask" ? "region" : ""} src={findingUrl(run, finding.id, one.name)} alt={one.title} loading="lazy" />
           <figcaption>{one.title}</figcaption>
         </figure>
       ))}
