@@ -174,7 +174,11 @@ def test_detail_is_exchanged() -> None:
         measured(sharp, "sharpness") - measured(soft, "sharpness")
     )
     torch.testing.assert_close(blur(mixed, 6.0), blur(soft, 6.0), atol=0.05, rtol=0)
-    torch.testing.assert_close(exchange_detail(soft, sharp, 0.25), sharp + blur(soft, 12.0) - blur(sharp, 12.0))
+    # A wide blur is made of smaller pictures: nearly the same, but mirrored at the middle of a wider pixel.
+    difference = (exchange_detail(soft, sharp, 0.25) - (sharp + blur(soft, 12.0) - blur(sharp, 12.0))).abs()
+    assert float(difference.mean()) < 0.01
+    assert float(difference.max()) < 0.05
+    torch.testing.assert_close(exchange_detail(soft, soft, 0.25), soft)
 
 
 @pytest.mark.parametrize(("name", "treat"), [

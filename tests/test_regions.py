@@ -119,6 +119,24 @@ def test_controls_are_as_large_elsewhere_and_less_relevant(kind: str) -> None:
         assert image[control].mean() < image.mean()
 
 
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (40, 62), (9, 31)])
+def test_a_control_is_the_best_of_all_moves(height: int, width: int) -> None:
+    """One move after the other, one picture after the other."""
+    masks = torch.zeros(5, height, width, dtype=torch.bool)
+    relevance = torch.from_numpy(np.random.default_rng(0).normal(size=(5, height, width)) ** 3)
+    for i in range(5):
+        masks[i, i : i + height // 3, 2 * i : 2 * i + width // 4] = True
+    weight = smooth_maps(relevance.clamp(min=0), max(height, width) / 40)
+    for mask, control, image in zip(
+        masks, control_masks(masks, relevance), weight / weight.sum((1, 2), True), strict=True
+    ):
+        moves = [mask.roll((y * height // 12, x * width // 12), (0, 1)) for y in range(12) for x in range(12)]
+        costs = [
+            float(image[move].sum()) + 2 * max(0.0, float((move & mask).sum() / mask.sum()) - 0.1) for move in moves
+        ]
+        assert torch.equal(control, moves[int(np.argmin(costs))])
+
+
 def test_a_control_keeps_the_shape_where_it_can() -> None:
     masks, relevance = _scene("large")
     for mask, control in zip(masks, control_masks(masks, relevance), strict=True):

@@ -57,7 +57,16 @@ def exchange_detail(pixels: Tensor, donors: Tensor, coarse: float = _COARSE[0]) 
     this share of the side leaves.
     """
     sigma = max(1.0, min(pixels.shape[2:]) * coarse)
-    return blur(pixels, sigma) + donors - blur(donors, sigma)
+    return _coarsen(pixels, sigma) + donors - _coarsen(donors, sigma)
+
+
+def _coarsen(pixels: Tensor, sigma: float) -> Tensor:
+    """``blur``; where it is wide, of pictures made smaller first, so that its cost does not grow with the width."""
+    factor = int(sigma / 4)
+    if factor < 2:
+        return blur(pixels, sigma)
+    small = functional.avg_pool2d(pixels, factor, ceil_mode=True, count_include_pad=False)
+    return functional.interpolate(blur(small, sigma / factor), pixels.shape[2:], mode="bilinear", align_corners=False)
 
 
 def exchange_colour(pixels: Tensor, donors: Tensor) -> Tensor:
