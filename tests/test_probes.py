@@ -198,7 +198,7 @@ def test_a_tail_clearly_apart_is_kept_for_a_region_where_no_change_is_answered_t
 
 @dataclass(frozen=True)
 class _Darkening(Alteration):
-    """A group of dark pictures; undone, they become brighter by one of two steps."""
+    """A group of dark pictures; undone, they become brighter by one of three steps."""
 
     property: str = "darkness"
     step: float = 0.01

@@ -147,8 +147,8 @@ def set_scene(
     distance = _distance(lab, case.target, members, outsiders, others)
     first, test = np.array_split(np.arange(len(members.inputs)), [max(3, len(members.inputs) // 3)])
     design, group = members.take(first), members.take(test)
-    region = _choose_region(lab, case.target, design, others, outsiders, part, rng)
     least = least_effect(min_share, distance)
+    region = _choose_region(lab, case.target, design, others, outsiders, part, least, rng)
     wanted = min(_count_for_power(lab, case.target, design, others, outsiders, region, least), AT_MOST * most)
     if len(more := picked[0][most : most + max(0, wanted - len(group.inputs))]):
         group = group.join(observe_like(lab, case, more, others))
@@ -247,6 +247,7 @@ def _choose_region(
     others: Samples,
     outsiders: Tensor,
     part: str,
+    least: float,
     rng: np.random.Generator,
 ) -> Region:
     """The smallest region that brings three quarters of the greatest gain; a fixed one where it does nearly as well.
@@ -256,9 +257,10 @@ def _choose_region(
     and only the whole of it is enough to cut.  Where the region so chosen takes little of what members can lose (beyond
     what ordinary members lose by the same exchange), a part of a cue does as well as all of it when pasted, and the sum
     misleads too: then both count as shares of their greatest, and greater regions are tried.  Without pictures of other
-    classes the paste goes on the rest of the group's own class.
+    classes the paste goes on the rest of the group's own class.  Frames count where one gains ``least`` more than any
+    other region.
     """
-    regions = _list_regions(design, part)
+    regions = _list_regions(design, part, with_frames=lab.given is None)
     if not len(outsiders):
         outsiders = others.inputs
     pairs = min(24, len(outsiders))
@@ -278,8 +280,13 @@ def _choose_region(
         own, same, exchanged, damaged = (part[:, target].double() for part in lab.ask(torch.cat(changed)).split(pairs))
         lost, damage = float((before - exchanged).mean()), float((usual - damaged).mean())
         found.append((float((own - same).mean()), lost, lost - damage))
-    pasted, lost, own_loss = np.array(found).T
+    gains = np.array(found).T
+    frames = np.array([region.source == "border" for region in regions])
     small = np.array([region.area <= _USUAL for region in regions])
+    best = [np.max(gains[0] + gains[1], where=small & kind, initial=-np.inf) for kind in (frames, ~frames)]
+    if best[0] < best[1] + least:
+        regions, gains, small = [one for one in regions if one.source != "border"], gains[:, ~frames], small[~frames]
+    pasted, lost, own_loss = gains
     chosen = _smallest(regions, np.where(small, pasted + lost, -np.inf))
     if own_loss[chosen] >= _MOST_OF * own_loss.max():
         return regions[chosen]
@@ -287,10 +294,11 @@ def _choose_region(
     return regions[_smallest(regions, np.asarray(shares))]
 
 
-def _list_regions(design: Samples, part: str) -> list[Region]:
+def _list_regions(design: Samples, part: str, with_frames: bool) -> list[Region]:
     """The regions that are tried: where relevance sets the group apart, and frames.
 
-    Frames since borders are what many data sets have in common, and relevance need not show all of one.
+    Frames since borders are what many data sets have in common, and relevance need not show all of one.  None where
+    relevance was made elsewhere, which is to be tested by what it shows.
     """
     height, width = design.pixels.shape[1:]
     regions = []
@@ -299,7 +307,7 @@ def _list_regions(design: Samples, part: str) -> list[Region]:
             regions.append(Region("fixed", source, area, mask_strongest(cue.mean(0, keepdim=True), area)[0], part))
             if source != "pixels":  # each picture's own strongest relevance: a digit's strokes, and no cue
                 regions.append(Region("moving", source, area, part=part))
-    for thickness in sorted({max(1, round(share * min(height, width))) for share in FRAMES}):
+    for thickness in sorted({max(1, round(share * min(height, width))) for share in FRAMES if with_frames}):
         mask = frame_mask(height, width, thickness, 0).to(design.pixels.device)
         regions.append(Region("fixed", "border", round(float(mask.float().mean()), 4), mask, part))
     return regions
