@@ -150,6 +150,7 @@ def test_verdicts(changed: list[Evidence], p: float, suspicion: float, verdict: 
         (_evidence("undo", 0.5), _evidence("apply", 4.0, control=5.0), "refuted", "^undo"),  # mostly the control's
         (_evidence("undo", -4.0), _evidence("apply", -0.5), "refuted", r"^apply: at most \+0\.50"),
         (_evidence("undo", -0.8), _evidence("apply", 4.0), "open", "too small to count in undo"),
+        (_evidence("undo", -4.0), _evidence("apply", 1.2, half=1.3), "open", "too small to count in apply"),
     ],
 )
 def test_a_property_that_works_where_it_is_put_is_not_refuted(

@@ -190,7 +190,8 @@ def _judge_both(verdict: Verdict, standard: Standard, p: float, suspicion: float
             return replace(verdict, verdict="refuted", p=p, reason=reason)
     weak = [e.test for e in needed if _sign(e) * e.effect < least]
     # A piece of one cloud can have evidence of the class where others have none: it has to say more than all of theirs.
-    weak += [ordinary.test] if ordinary.interval[0] <= 0 and suspicion < CLEARLY_APART else []
+    surpassed = ordinary.interval[0] > 0 or (suspicion >= CLEARLY_APART and not whole)
+    weak += [] if surpassed else [ordinary.test]
     weak += ["paste:other classes"] if gain < least else []
     weak += [f"{e.test} (share of its own)" for e in matched if e.effect < standard.min_own * gain]
     tried = "undoing and applying it" if whole else "cut and paste"
