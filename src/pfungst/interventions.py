@@ -149,7 +149,7 @@ def set_scene(
     design, group = members.take(first), members.take(test)
     least = least_effect(min_share, distance)
     region = _choose_region(lab, case.target, design, others, outsiders, part, least, rng)
-    wanted = min(_count_for_power(lab, case.target, design, others, outsiders, region, least), AT_MOST * most)
+    wanted = count_wanted(_effects_in_design(lab, case.target, design, others, outsiders, region), least, most)
     if len(more := picked[0][most : most + max(0, wanted - len(group.inputs))]):
         group = group.join(observe_like(lab, case, more, others))
     if len(more := picked[2][most:wanted]):
@@ -203,23 +203,27 @@ def observe_like(lab: Laboratory, case: Case, rows: np.ndarray, others: Samples 
     return Samples(inputs, pixels, cues)
 
 
-def _count_for_power(
-    lab: Laboratory, target: int, design: Samples, others: Samples, outsiders: Tensor, region: Region, least: float
-) -> int:
-    """Pictures with which ``least`` would be seen in a cut and in a paste, from their spread in the design."""
+def _effects_in_design(
+    lab: Laboratory, target: int, design: Samples, others: Samples, outsiders: Tensor, region: Region
+) -> list[Tensor]:
+    """Effects of a cut and of a paste on the class's logit, one a picture, in the pictures that chose the region."""
     masks = region.masks(design.cues)
-    before = lab.ask(design.inputs)
-    cut, moved = (lab.ask(fill_colour(design.inputs, m)) for m in (masks, control_masks(masks, design.pixels)))
-    pairs: list[tuple[Tensor, ...]] = [(before, cut, moved)]
+    pairs = [tuple(fill_colour(design.inputs, m) for m in (masks, control_masks(masks, design.pixels)))]
     if len(outsiders) > 1:
         rows = np.resize(np.arange(len(design.inputs)), len(outsiders))
         rivals = others.inputs[np.resize(np.arange(len(others.inputs)), len(outsiders))]
-        pasted = [put(lab, region, donors, outsiders, masks[rows]) for donors in (design.inputs[rows], rivals)]
-        pairs.append((lab.ask(outsiders), *(lab.ask(one) for one in pasted)))
-    differences = (
-        measure_changes(was, one, target)[0] - measure_changes(was, other, target)[0] for was, one, other in pairs
-    )
-    return max(pictures_for_power(float(one[:, 0].std(ddof=1)), least) for one in differences)
+        donors = (design.inputs[rows], rivals)
+        pairs.append(tuple(put(lab, region, given, outsiders, masks[rows]) for given in donors))
+    return [lab.ask(treated)[:, target] - lab.ask(control)[:, target] for treated, control in pairs]
+
+
+def count_wanted(effects: Sequence[Tensor], least: float, most: int) -> int:
+    """How many pictures show ``least`` in all of these tests, of each of which some effects are known; see ``POWER``.
+
+    At most ``AT_MOST`` times ``most``.
+    """
+    spread = max(float(one.std(correction=1)) for one in effects)
+    return min(pictures_for_power(spread, least), AT_MOST * most)
 
 
 def pictures_for_power(spread: float, least: float) -> int:
@@ -258,9 +262,10 @@ def _choose_region(
     what ordinary members lose by the same exchange), a part of a cue does as well as all of it when pasted, and the sum
     misleads too: then both count as shares of their greatest, and greater regions are tried.  Without pictures of other
     classes the paste goes on the rest of the group's own class.  Frames count where one gains ``least`` more than any
-    other region.
+    other region, and not where relevance was made elsewhere, which is to be tested by what it shows.
     """
-    regions = _list_regions(design, part, with_frames=lab.given is None)
+    shown = _list_shown(design, part)
+    regions = shown + ([] if lab.given is not None else _list_frames(design, part))
     if not len(outsiders):
         outsiders = others.inputs
     pairs = min(24, len(outsiders))
@@ -280,12 +285,11 @@ def _choose_region(
         own, same, exchanged, damaged = (part[:, target].double() for part in lab.ask(torch.cat(changed)).split(pairs))
         lost, damage = float((before - exchanged).mean()), float((usual - damaged).mean())
         found.append((float((own - same).mean()), lost, lost - damage))
-    gains = np.array(found).T
-    frames = np.array([region.source == "border" for region in regions])
-    small = np.array([region.area <= _USUAL for region in regions])
-    best = [np.max(gains[0] + gains[1], where=small & kind, initial=-np.inf) for kind in (frames, ~frames)]
+    gains, small = np.array(found).T, np.array([region.area <= _USUAL for region in regions])
+    is_frame = np.arange(len(regions)) >= len(shown)
+    best = [np.max(gains[0] + gains[1], where=small & kind, initial=-np.inf) for kind in (is_frame, ~is_frame)]
     if best[0] < best[1] + least:
-        regions, gains, small = [one for one in regions if one.source != "border"], gains[:, ~frames], small[~frames]
+        regions, gains, small = shown, gains[:, ~is_frame], small[~is_frame]
     pasted, lost, own_loss = gains
     chosen = _smallest(regions, np.where(small, pasted + lost, -np.inf))
     if own_loss[chosen] >= _MOST_OF * own_loss.max():
@@ -294,20 +298,22 @@ def _choose_region(
     return regions[_smallest(regions, np.asarray(shares))]
 
 
-def _list_regions(design: Samples, part: str, with_frames: bool) -> list[Region]:
-    """The regions that are tried: where relevance sets the group apart, and frames.
-
-    Frames since borders are what many data sets have in common, and relevance need not show all of one.  None where
-    relevance was made elsewhere, which is to be tested by what it shows.
-    """
-    height, width = design.pixels.shape[1:]
+def _list_shown(design: Samples, part: str) -> list[Region]:
+    """The regions in which relevance sets the group apart."""
     regions = []
     for area in AREAS:
         for source, cue in design.cues.items():
             regions.append(Region("fixed", source, area, mask_strongest(cue.mean(0, keepdim=True), area)[0], part))
             if source != "pixels":  # each picture's own strongest relevance: a digit's strokes, and no cue
                 regions.append(Region("moving", source, area, part=part))
-    for thickness in sorted({max(1, round(share * min(height, width))) for share in FRAMES if with_frames}):
+    return regions
+
+
+def _list_frames(design: Samples, part: str) -> list[Region]:
+    """Frames: borders are what many data sets have in common, and relevance need not show all of one."""
+    height, width = design.pixels.shape[1:]
+    regions = []
+    for thickness in sorted({max(1, round(share * min(height, width))) for share in FRAMES}):
         mask = frame_mask(height, width, thickness, 0).to(design.pixels.device)
         regions.append(Region("fixed", "border", round(float(mask.float().mean()), 4), mask, part))
     return regions

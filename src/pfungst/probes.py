@@ -20,7 +20,7 @@ from pfungst.alterations import CHANGES, COLOURS, KINDS, Alteration, find_altera
 from pfungst.domains.preprocessing import Preprocess
 from pfungst.evidence import Verdict, compare, least_effect
 from pfungst.findings import SAME, jaccard, repeats, valley_depth
-from pfungst.interventions import AT_MOST, Case, measure_changes, pictures_for_power
+from pfungst.interventions import Case, count_wanted, measure_changes
 from pfungst.maps import Progress, Subject, make_laboratory
 from pfungst.properties import SEEN
 from pfungst.regions import Laboratory, Region
@@ -371,8 +371,8 @@ def examine_alteration(
     alteration, trials = ways[chosen], [undone[chosen]]
     if len(strangers) > 1:
         trials.append(_apply(lab, preprocess, case.target, alteration, strangers))
-    spread = max(float((treated - control)[:, 0].std(ddof=1)) for treated, control, _ in trials)
-    wanted = min(pictures_for_power(spread, least_effect(min_share, distance)), AT_MOST * most)
+    known = [torch.from_numpy((treated - control)[:, 0]) for treated, control, _ in trials]
+    wanted = count_wanted(known, least_effect(min_share, distance), most)
     group = torch.cat([group, load(0, slice(most, most + max(0, wanted - len(group))))])
     strangers = torch.cat([strangers, load(2, slice(most, wanted))])
     evidence = [compare("undo", *_undo(lab, preprocess, case.target, alteration, group, rest), seed)]
