@@ -74,6 +74,7 @@ def audit(model: str, images: str, out: str, as_json: bool, **settings: Any) -> 
         content = result.run.read_findings()
         found = result.recognition
         content |= {"findings": [one.record for one in result.findings], "recognition": found and found.record()}
+        content["notes"] = list(result.subject.data.notes)
         click.echo(json.dumps(content, indent=1))
         return
     print_findings(result)

@@ -145,6 +145,8 @@ def _print_taking_part(console: Any, result: Any) -> None:
         reasons = "; ".join(f"{-number} {why}" for number, why in others)
         total = _count(-sum(number for number, _ in others))
         console.print(f"{total} of {len(ids)} took no part: {reasons}", highlight=False, markup=False)
+    for note in result.subject.data.notes:
+        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
 
 
 def _count(pictures: int) -> str:

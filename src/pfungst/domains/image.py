@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from pfungst.domains.decoding import UnreadableImage, open_image
-from pfungst.domains.labels import match_classes, shorten
+from pfungst.domains.decoding import UnreadableImage, list_conversions, open_image, tell_dark
+from pfungst.domains.labels import match_classes, shorten, spread_rows
 from pfungst.domains.manifests import read_manifest
 from pfungst.domains.preprocessing import SIZE_REMEDY, Preprocess
-from pfungst.errors import DataError, ModelError
+from pfungst.errors import DataError, ModelError, PfungstWarning
 
 __all__ = [
     "ImageData",
@@ -34,6 +35,7 @@ __all__ = [
 
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
 MANIFESTS = (".csv", ".parquet")
+_LOOKED_AT = 64  # pictures whose headers say what is converted
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +94,37 @@ def read_images(path: str | Path, classes: Sequence[str] | None = None) -> Image
 
     ``classes``: the model's class names in its order, to which folder names and labels are matched (see
     ``match_classes``); without them the sorted names are the classes.  Hidden files are left out; links are followed,
-    each folder once a class.
+    each folder once a class.  The notes tell what is converted, as far as some pictures of each class show it
+    (``note_conversions``).
 
     Raises DataError where there is nothing to read, or a label is not among the classes.
     """
-    path = Path(path).expanduser()
+    data = _list_images(Path(path).expanduser(), classes)
+    return replace(data, notes=(*data.notes, *note_conversions(data)))
+
+
+def note_conversions(data: ImageData) -> list[str]:
+    """What reading these pictures decides that the model's training may have decided otherwise, in sentences.
+
+    Some pictures are looked at, evenly from the classes.  Warns (PfungstWarning) where 16-bit pixels use so little of
+    their range that hardly anything of them is left in 8 bits.
+    """
+    rows = spread_rows(data.labels, _LOOKED_AT, seed=0)
+    found = {row: list_conversions(data.paths[row]) for row in rows.tolist()}
+    looked = f"{len(rows)} pictures" + (" looked at" if len(rows) < len(data) else "")
+    notes = []
+    for text in sorted({text for one in found.values() for text in one.told}):
+        own = [row for row, one in found.items() if text in one.told]
+        notes.append(f"{len(own)} of {looked}: {text} (such as {data.ids[own[0]]})")
+    deep = [one for one in found.values() if one.levels is not None]
+    if deep and all(one.dark for one in deep):
+        dark = tell_dark(max(one.levels or 0 for one in deep))
+        warnings.warn(dark, PfungstWarning, stacklevel=3)
+        notes.append(dark)
+    return notes
+
+
+def _list_images(path: Path, classes: Sequence[str] | None) -> ImageData:
     if path.is_dir():
         return _read_folder(path, classes)
     if not path.exists():
