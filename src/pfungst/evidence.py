@@ -176,8 +176,13 @@ def _judge_both(verdict: Verdict, standard: Standard, p: float, suspicion: float
             return replace(verdict, verdict="open", p=p, reason=reason)
         return replace(verdict, verdict="refuted", p=p, reason=reason)
     ordinary = tests["apply" if whole else ORDINARY]
+    clear = suspicion >= CLEARLY_APART and not whole
     if ordinary.interval[1] < 0:
         reason = f"pasted, the region says less for the class than its ordinary evidence ({ordinary.effect:+.2f})"
+        # That is what a piece of one cloud does.  What is apart and certainly raises scores is used, if little.
+        if clear and all(one.interval[0] > 0 for one in _required_puts(verdict)):
+            reason += f", but it raises scores beyond its control ({tests['paste:same place'].effect:+.2f})"
+            return replace(verdict, verdict="open", p=p, reason=reason)
         return replace(verdict, verdict="refuted", p=p, reason=reason)
     needed = required(verdict)
     matched = _required_puts(verdict)
@@ -190,7 +195,7 @@ def _judge_both(verdict: Verdict, standard: Standard, p: float, suspicion: float
             return replace(verdict, verdict="refuted", p=p, reason=reason)
     weak = [e.test for e in needed if _sign(e) * e.effect < least]
     # A piece of one cloud can have evidence of the class where others have none: it has to say more than all of theirs.
-    surpassed = ordinary.interval[0] > 0 or (suspicion >= CLEARLY_APART and not whole)
+    surpassed = ordinary.interval[0] > 0 or clear
     weak += [] if surpassed else [ordinary.test]
     weak += ["paste:other classes"] if gain < least else []
     weak += [f"{e.test} (share of its own)" for e in matched if e.effect < standard.min_own * gain]
