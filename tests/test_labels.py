@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from pfungst.domains.labels import match_classes
+from pfungst.domains.labels import match_classes, spread_rows
 from pfungst.errors import DataError
 
 
@@ -41,3 +42,15 @@ def test_doubtful_class_names() -> None:
         match_classes(["crane"], ["crane", "b", "crane"])
     with pytest.raises(DataError, match=r"'1_dog'.*class 1 is 'cat'"):
         match_classes(["1_dog"], ["dog", "cat"])
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "limit"), [(0, 1, 3), (1, 1, 3), (90, 7, 20), (400, 150, 64), (50, 3, 80)]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_are_spread_as_a_slow_loop_spreads_them(count: int, classes: int, limit: int, seed: int) -> None:
+    labels = np.random.default_rng(seed).integers(-1, classes, count)
+    turn = np.random.default_rng(seed).permutation(count).tolist()
+    place = {row: sum(labels[other] == labels[row] for other in turn[:i]) for i, row in enumerate(turn)}
+    expected = sorted(sorted(turn, key=lambda row: place[row])[:limit])  # sorted() keeps the turn of equals
+    assert spread_rows(labels, limit, seed).tolist() == expected

@@ -80,9 +80,9 @@ def spread_rows(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
     """``limit`` rows in their order, drawn at random, as evenly from the classes as these allow."""
     rng = np.random.default_rng(seed)
     turn = rng.permutation(len(labels))
-    place = np.empty(len(labels), int)
-    for label in np.unique(labels):
-        mine = turn[labels[turn] == label]
-        place[mine] = np.arange(len(mine))
+    grouped = turn[np.argsort(labels[turn], kind="stable")]  # class after class, each in its turn
+    _, starts, counts = np.unique(labels[grouped], return_index=True, return_counts=True)
+    place = np.empty(len(labels), int)  # of a row among those of its class
+    place[grouped] = np.arange(len(labels)) - np.repeat(starts, counts)
     chosen: np.ndarray = np.sort(turn[np.argsort(place[turn], kind="stable")][:limit])
     return chosen
