@@ -92,6 +92,21 @@ def test_correction_is_holms(seed: int) -> None:
         assert set(np.flatnonzero(corrected <= alpha).tolist()) == rejected
 
 
+def test_what_is_hardly_apart_costs_the_others_nothing_but_pays_for_all() -> None:
+    verdicts = [replace(_verdict(), evidence=tuple(replace(e, p=p) for e in _verdict().evidence)) for p in (0.02, 0.01)]
+    among = [0.03, 0.4, 0.9, 0.2]
+    others = [replace(_verdict(), evidence=(_evidence("cut:colour", 0.0, p=0.03),)) for _ in among]
+
+    def corrected(suspicions: list[float], tries: list[int] | None = None) -> list[float]:
+        found = correct([*verdicts, *others], [*suspicions, *among], Standard(), tries)
+        return [round(verdict.p, 9) for verdict in found[:2]]
+
+    assert corrected([0.8, 0.4]) == [0.06, 0.04]  # with two of the others, which are apart, too
+    assert corrected([0.8, 0.4], [3, 1, 9, 1, 1, 9]) == [0.1, 0.06]  # their tries alone: 3 + 1 + 1 + 1
+    assert corrected([0.8, 0.39]) == [0.06, 0.06]  # 3 x 0.02; the second is among all: 6 x 0.01
+    assert correct(verdicts, [0.8, 0.39], Standard(separate=0.0))[0].p == 0.02
+
+
 def test_the_greatest_p_of_the_required_tests_counts() -> None:
     weak = _evidence("cut:colour", -5.0, p=0.04)
     ignored = [_evidence("paste:ordinary evidence", 3.0, p=0.9), _evidence("borders:noise", -1.0, p=0.9)]

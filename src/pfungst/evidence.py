@@ -1,7 +1,7 @@
 """Evidence -> verdicts: what one test says, and the rule by which all tests of a finding make it confirmed or refuted.
 
 Effect = treated change minus control change of the class's logit (and probability, and decisions).  Each with a paired
-bootstrap interval and a sign-flip permutation p; Holm's correction over all findings of a run.
+bootstrap interval and a sign-flip permutation p; Holm's correction over the findings of a run that can be confirmed.
 """
 
 from __future__ import annotations
@@ -276,16 +276,27 @@ def _deciding(verdict: Verdict, standard: Standard) -> list[Evidence]:
 def correct(
     verdicts: Sequence[Verdict], suspicions: Sequence[float], standard: Standard, tries: Sequence[int] | None = None
 ) -> list[Verdict]:
-    """The verdicts with Holm's correction over all: the chance of one false confirmation in a run is at most alpha.
+    """The verdicts with Holm's correction: the chance of one false confirmation in a run is at most alpha.
+
+    What is hardly apart from its class (``separate``) cannot be confirmed whatever its tests say, and suspicion was
+    settled before they were made: so findings that are apart are corrected for each other, the rest for all.
 
     suspicions  of the findings, aligned with their verdicts
     tries       how many causes were tried of each, of which one was kept: so many tests more.  1 by default
     """
     raw = [max((one.p for one in _deciding(verdict, standard)), default=1.0) for verdict in verdicts]
-    tests = sum(tries) if tries else len(raw)
-    corrected = [1.0] * len(raw)
-    running = 0.0
-    for rank, i in enumerate(sorted(range(len(raw)), key=lambda i: raw[i])):
-        running = max(running, min(1.0, raw[i] * (tests - rank)))
-        corrected[i] = running
+    tests = list(tries) if tries else [1] * len(raw)
+    apart = [i for i, suspicion in enumerate(suspicions) if suspicion >= standard.separate]
+    corrected = _holm(raw, tests)
+    for i, p in zip(apart, _holm([raw[i] for i in apart], [tests[i] for i in apart]), strict=True):
+        corrected[i] = p
     return [judge(v, standard, p, suspicion) for v, p, suspicion in zip(verdicts, corrected, suspicions, strict=True)]
+
+
+def _holm(raw: Sequence[float], tests: Sequence[int]) -> list[float]:
+    """Holm's (1979) step-down correction; ``tests``: how many tests each p is the only one that is known of."""
+    corrected, running, left = [1.0] * len(raw), 0.0, sum(tests)
+    for rank, i in enumerate(sorted(range(len(raw)), key=lambda i: raw[i])):
+        running = max(running, min(1.0, raw[i] * (left - rank)))
+        corrected[i] = running
+    return corrected
