@@ -107,6 +107,8 @@ def test_what_turns_decisions_for_certain_is_not_refuted(
         equal = replace(puts[2], control_flips=flips)
         both = Verdict("open", 1.0, 10.0, region, (*cuts, *puts[:2], equal), "")
         assert correct([both], [0.5], Standard())[0].verdict == "refuted"
+        shared = [replace(one, flips=1.0, n=48) for one in _pasted(same=6.5, other=2.5)]  # refuted for another reason
+        assert correct([_verdict(*shared)], [0.9], Standard())[0].verdict == "refuted"
 
 
 def test_what_is_hardly_apart_costs_the_others_nothing_but_pays_for_all() -> None:

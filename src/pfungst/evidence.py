@@ -156,7 +156,7 @@ def judge(verdict: Verdict, standard: Standard, p: float, suspicion: float) -> V
             "evidence, too"
         )
         return replace(both, verdict="confirmed", reason=reason)
-    if both.verdict == "refuted" and turns_decisions(verdict):
+    if both.verdict == "refuted" and fall_short(verdict, standard) is not None and turns_decisions(verdict):
         put, how = describe_put(verdict)
         most = max(one.control_flips for one in _puts(verdict))
         turned = f"{how} pictures of other classes, it turns {put.flips:.0%} of them to the class, controls {most:.0%}"
