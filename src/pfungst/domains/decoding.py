@@ -20,8 +20,7 @@ MAX_PIXELS = 178_000_000
 _OVERSAMPLING = 4
 _ORIENTATION = 274  # EXIF's tag
 _DARK = 64  # of 256 levels: 16-bit pixels that use fewer hold 8 to 13 bits of data, and come out almost black
-
-
+# What is decided, in words.
 _DEEP = "of 16-bit pixels the upper 8 bits are used"
 _CLEAR = "transparent pixels are laid over white"
 _FIRST = "of several frames or pages only the first is used"
