@@ -115,7 +115,7 @@ def test_an_audit_of_almost_black_pictures_says_so_before_any_work(
         "16-bit pixels use 16 of the 256 levels that are left of them, so that the model sees an almost black picture"
     )
     out, error = (" ".join(text.split()) for text in (out, error))
-    assert f"Warning: {dark} picture: save such pictures with 8 bits" in error
+    assert f"Warning: {dark}: save such pictures with 8 bits" in error
     assert f"note: {dark}" in out
     assert "note: 64 of 64 pictures looked at: of 16-bit pixels the upper 8 bits are used (such as " in out
     notes = json.loads((run / "run.json").read_text())["data"]["notes"]
