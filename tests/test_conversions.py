@@ -96,9 +96,8 @@ def test_a_folder_tells_how_many_and_one_of_them(tmp_path: Path) -> None:
     )
     for i in range(50, 90):
         save(tmp_path / "rose" / f"{i:02d}.png")
-    assert (
-        read_images(tmp_path).notes[0].startswith("10 of 64 pictures looked at: of 16-bit")
-    )  # evenly from the classes
+    first = read_images(tmp_path).notes[0]
+    assert first.startswith("10 of 64 pictures looked at: of 16-bit")  # all ten: evenly from the classes
 
 
 def test_an_audit_of_almost_black_pictures_says_so_before_any_work(

@@ -262,7 +262,7 @@ def suffices(verdict: Verdict, standard: Standard) -> bool:
 
 def _puts(verdict: Verdict) -> list[Evidence]:
     """All tests that put something on pictures of other classes."""
-    return [one for one in verdict.evidence if one.test == "apply" or one.test.startswith("paste")]
+    return [one for one in verdict.evidence if one.test.startswith(("paste", "apply"))]
 
 
 def turns_decisions(verdict: Verdict) -> bool:

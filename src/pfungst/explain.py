@@ -22,7 +22,7 @@ from safetensors.numpy import save as to_safetensors
 from torch import Tensor, nn
 
 from pfungst import heatmaps
-from pfungst.domains.decoding import Conversions, list_conversions, tell_dark
+from pfungst.domains.decoding import Conversions, list_conversions
 from pfungst.domains.image import (
     MANIFESTS,
     ImageData,
@@ -377,7 +377,7 @@ class _Work:
             (height, width), (down, right) = self.windows.window, self.windows.stride
             notes.append(f"mean over {one.windows} windows of {width} x {height} pixels, every {right} x {down}")
         found = Conversions() if self.windows else list_conversions(path)  # windows are read by ``large.py``
-        notes += [*found.told, *([tell_dark(found.levels)] if found.dark and found.levels else [])]
+        notes += [*found.told, *([found.tell_dark()] if found.dark else [])]
         shown = {prediction.index for prediction in one.explained}
         sheet = heatmaps.draw_sheet(
             printable(path.name),

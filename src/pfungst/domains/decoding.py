@@ -44,6 +44,13 @@ class Conversions:
         """Whether 16-bit pixels use so little of their range that hardly anything of them is left."""
         return self.levels is not None and self.levels < _DARK
 
+    def tell_dark(self) -> str:
+        """What is wrong with a ``dark`` picture, and what to do."""
+        return (
+            f"16-bit pixels use {self.levels} of the 256 levels that are left of them, so that the model sees an "
+            "almost black picture: save such pictures with 8 bits, scaled as for its training"
+        )
+
 
 class UnreadableImage(ValueError):
     """This picture cannot be used; the message is the reason that a run reports."""
@@ -101,14 +108,6 @@ def list_conversions(path: Path) -> Conversions:
     except Exception:  # whatever is wrong with it, reading it will tell
         return Conversions()
     return Conversions(tuple(text for text, applies in told.items() if applies), levels)
-
-
-def tell_dark(levels: int) -> str:
-    """What is wrong with 16-bit pixels that use ``levels`` of 256, and what to do."""
-    return (
-        f"16-bit pixels use {levels} of the 256 levels that are left of them, so that the model sees an almost black "
-        "picture: save such pictures with 8 bits, scaled as for its training"
-    )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pfungst.domains.decoding import UnreadableImage, list_conversions, open_image, tell_dark
+from pfungst.domains.decoding import UnreadableImage, list_conversions, open_image
 from pfungst.domains.labels import match_classes, shorten, spread_rows
 from pfungst.domains.manifests import read_manifest
 from pfungst.domains.preprocessing import SIZE_REMEDY, Preprocess
@@ -116,11 +116,10 @@ def note_conversions(data: ImageData) -> list[str]:
     for text in sorted({text for one in found.values() for text in one.told}):
         own = [row for row, one in found.items() if text in one.told]
         notes.append(f"{len(own)} of {looked}: {text} (such as {data.ids[own[0]]})")
-    deep = [one for one in found.values() if one.levels is not None]
-    if deep and all(one.dark for one in deep):
-        dark = tell_dark(max(one.levels or 0 for one in deep))
-        warnings.warn(dark, PfungstWarning, stacklevel=3)
-        notes.append(dark)
+    brightest = max(found.values(), key=lambda one: one.levels or 0, default=None)  # of those of 16 bits, if any
+    if brightest is not None and brightest.dark:
+        notes.append(brightest.tell_dark())
+        warnings.warn(notes[-1], PfungstWarning, stacklevel=3)
     return notes
 
 
