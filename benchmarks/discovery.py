@@ -1,6 +1,6 @@
 """Time and memory of discovery: from kept maps to ranked groups, for a thousand to a million maps.
 
-    python benchmarks/discovery.py --sizes 1000 10000 100000 1000000 --classes one thousand --out /tmp/discovery
+    python benchmarks/discovery.py --sizes 1000 10000 20000 100000 1000000 --classes one thousand --out /tmp/discovery
 
 Made-up maps with structure are written by the real ``Run`` as the arrays of an audit (where: 20 x 20, what and
 strongest: three layers of 64, 128 and 256 channels), in an order that mixes all classes, the worst one for reading.  A
@@ -10,8 +10,9 @@ once for each helper.
 
 One row a cell, to the terminal and to benchmarks/results/discovery.csv, where cells that are not asked for stay.
 ``seconds`` is the whole stage, ``tsne`` the part of it that maps of samples took, ``cpu_seconds`` what all processes
-used, which a busy machine hardly changes; ``growth`` the power of n by which they grew from the next smaller size;
-``jaccard`` compares the most suspicious group of all with the planted one.
+used, which a busy machine hardly changes; ``growth`` the power of n by which they grew from the next smaller size,
+empty where that one's classes are too small to be analysed (under 16 samples); ``jaccard`` compares the most suspicious
+group of all with the planted one.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def measure(folder: Path, classes: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 20_000, 100_000, 1_000_000])
     parser.add_argument("--classes", nargs="+", choices=tuple(CLASSES), default=list(CLASSES))
     parser.add_argument("--out", type=Path, required=True, help="scratch folder; a million maps take 5 GB")
     parser.add_argument("--keep", action="store_true", help="keep the maps and take those that are there")
@@ -148,7 +149,9 @@ def keep(row: dict[str, Any]) -> dict[str, Any]:
     cells = {(int(one["classes"]), int(one["samples"])): one for one in rows} | {place: row}
     ordered = [cells[key] for key in sorted(cells)]
     for before, after in itertools.pairwise(ordered):
-        if int(before["classes"]) == int(after["classes"]):
+        after["growth"] = ""
+        analysed = int(before["samples"]) >= 2 * Settings().min_size * int(before["classes"])
+        if int(before["classes"]) == int(after["classes"]) and analysed:
             (few, less), (many, more) = ([float(one[k]) for k in ("samples", "cpu_seconds")] for one in (before, after))
             after["growth"] = round(float(np.log(more / less) / np.log(many / few)), 2)
     with table.open("w", newline="") as handle:

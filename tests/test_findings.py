@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -18,6 +20,7 @@ from pfungst.findings import (
     rank_groups,
     score_groups,
     valley_depth,
+    valley_of,
 )
 
 _RIDGE = 0.2  # share of a sphere in the covariance
@@ -130,6 +133,38 @@ def test_far_modes_have_a_deep_valley(share: float) -> None:
     assert valley_depth(scores, ~inside, inside) == 0  # the group scores lower than the rest
     assert valley_depth(np.zeros(600), inside, ~inside) == 0
     assert valley_depth(-scores, ~inside, inside) == pytest.approx(valley_depth(scores, inside, ~inside))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e4])
+def test_valleys_are_those_of_the_plain_sum_over_samples(scale: float) -> None:
+    """With samples so far out that what they add is 0, and on neither side."""
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        n = int(rng.integers(30, 300))
+        inside = rng.random(n) < rng.uniform(0.1, 0.6)
+        outside = ~inside & (rng.random(n) < 0.9)
+        scores = rng.standard_t(2, size=n) + inside * rng.uniform(0, 8)
+        scores[:2] = (1e5, -1e5)
+        depth, bottom = valley_of(scale * scores, inside, outside)
+        assert (depth, bottom / scale) == pytest.approx(_slow_valley(scores, inside, outside), rel=1e-9, abs=1e-9)
+
+
+def _slow_valley(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> tuple[float, float]:
+    high, low = np.median(scores[inside]), np.median(scores[outside])
+    if high <= low:
+        return 0.0, 0.0
+    width = max(0.5 * min(scores[inside].std(), scores[outside].std(), high - low), 0.05 * (high - low))
+    points = [low + (high - low) * i / 40 for i in range(41)]
+    density = [sum(math.exp(-(((p - s) / width) ** 2) / 2) for s in scores[inside | outside]) for p in points]
+    left, right = max(range(20), key=density.__getitem__), max(range(21, 41), key=density.__getitem__)
+    bottom = min(range(left, right + 1), key=density.__getitem__)
+    beyond = scores > points[bottom]
+    fills = [
+        np.sum(own & side) / np.sum(own | (side & (inside | outside)))
+        for own, side in ((inside, beyond), (outside, ~beyond))
+    ]
+    lower = min(density[left], density[right])
+    return (1 - density[bottom] / lower) * min(fills) if lower > 0 else 0.0, points[bottom]
 
 
 def test_medians_that_nearly_coincide_are_no_valley() -> None:

@@ -13,6 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from pfungst.neighbours import join_neighbours
 from pfungst.spectra import (
+    _structureless,
     cluster_samples,
     decompose,
     find_components,
@@ -130,8 +131,9 @@ def test_one_cloud_shows_no_clusters() -> None:
             assert spectrum.clusters == spectrum.components.max() + 1
 
 
-def test_p_is_that_of_clouds_with_the_same_mean_and_covariance() -> None:
-    vectors = _cloud(60, seed=3)
+@pytest.mark.parametrize(("dimensions", "seed"), [(20, 3), (90, 0)])  # less and more than samples
+def test_p_is_that_of_clouds_with_the_same_mean_and_covariance(dimensions: int, seed: int) -> None:
+    vectors = _cloud(60, dimensions, seed)
     gap = log_ratio_gaps(decompose(join_neighbours(vectors), 12)[0]).max()
     rng = np.random.default_rng(99)
     draws = rng.multivariate_normal(vectors.mean(0), np.cov(vectors.T, bias=True), (400, 60))
@@ -141,6 +143,24 @@ def test_p_is_that_of_clouds_with_the_same_mean_and_covariance() -> None:
     spectrum = measure_spectrum(vectors, null_draws=199)
     assert spectrum.gap == pytest.approx(gap)
     assert abs(spectrum.p - p) < 4 * math.sqrt(p * (1 - p) * (1 / 199 + 1 / 400))
+
+
+@pytest.mark.parametrize("dimensions", [12, 60])
+def test_null_draws_lie_to_each_other_as_the_cloud_does(dimensions: int) -> None:
+    """In other coordinates than the cloud, so lengths and angles are compared: those to the mean, and of all axes."""
+    vectors = unit_rows(np.random.default_rng(1).normal(size=(40, dimensions)) * np.geomspace(1, 0.1, dimensions) + 0.2)
+    mine = np.concatenate(list(_structureless(vectors, 600, seed=0)))
+    rng = np.random.default_rng(99)
+    cloud = unit_rows(rng.multivariate_normal(vectors.mean(0), np.cov(vectors.T, bias=True), 24_000))
+    np.testing.assert_allclose(np.linalg.norm(mine, axis=1), 1)
+    for rows in (mine, cloud):
+        assert len(rows) == 24_000
+    means = [np.linalg.norm(rows.mean(0)) for rows in (mine, cloud)]
+    assert means[0] == pytest.approx(means[1], rel=0.02)
+    axes = [np.linalg.eigvalsh(rows.T @ rows / len(rows))[::-1][:10] for rows in (mine, cloud)]
+    np.testing.assert_allclose(axes[0], axes[1], rtol=0.08)
+    to_mean = [np.quantile(rows @ rows.mean(0), np.linspace(0.05, 0.95, 7)) for rows in (mine, cloud)]
+    np.testing.assert_allclose(to_mean[0], to_mean[1], atol=0.02)
 
 
 def test_p_is_the_share_of_null_draws_with_so_great_a_gap() -> None:

@@ -20,7 +20,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from pfungst.neighbours import join_neighbours
 from pfungst.vectors import unit_rows
 
-_KEPT = 1408  # samples up to which normal numbers are kept for the next class: 300 MB for 19 draws
+_KEPT = 20_000_000  # normal numbers up to which those of one class are kept for the next: 160 MB
 _DENSE = 600  # up to this many samples all eigenvalues at once are quicker, and exact
 
 
@@ -87,12 +87,13 @@ def _solve_large(
     pieces = known.shape[1]
     if pieces >= count:
         return np.ones(count), known[:, :count].toarray()
+    known = known.toarray()
     # A - 2 U Uᵀ turns the known eigenvalues 1 into -1, the very end that the solver does not look at.
     turned = known.T
     rest = LinearOperator((n, n), lambda v: affinity @ v - 2 * (known @ (turned @ v)), dtype=np.float64)
     start = np.random.default_rng(0).normal(size=n)
     values, vectors = eigsh(rest, k=min(count, n - 1) - pieces, which="LA", tol=0, v0=start)
-    return np.concatenate([np.ones(pieces), values]), np.hstack([known.toarray(), vectors])
+    return np.concatenate([np.ones(pieces), values]), np.hstack([known, vectors])
 
 
 def log_ratio_gaps(eigenvalues: np.ndarray) -> np.ndarray:
@@ -152,22 +153,36 @@ def measure_separability(rows: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _structureless(vectors: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Samples of one Gaussian cloud with the mean and covariance of ``vectors``, scaled like them to unit norm."""
+    """Samples of one Gaussian cloud with the mean and covariance of ``vectors``, scaled like them to unit norm.
+
+    Their coordinates are those along the principal directions, and one more for what of the mean lies across all of
+    them: distances, all that a neighbour graph goes by, are those of the cloud itself.
+    """
+    if draws == 0:
+        return
     n, mean = len(vectors), vectors.mean(0)
     centred = (vectors - mean) / np.sqrt(n)
-    return (unit_rows(mean + normals @ centred) for normals in _square_normals(n, draws, seed))
+    if n > vectors.shape[1]:  # quicker than singular values
+        squares, axes = np.linalg.eigh(centred.T @ centred)
+        lengths, directions = np.sqrt(np.maximum(squares, 0)), axes.T
+    else:
+        _, lengths, directions = np.linalg.svd(centred, full_matrices=False)
+    along = directions @ mean
+    across = np.linalg.norm(mean - along @ directions)
+    for normals in _draw_normals(n, len(lengths), draws, seed):
+        yield unit_rows(np.column_stack([along + normals * lengths, np.full(n, across)]))
 
 
-def _square_normals(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """``draws`` matrices (n, n) of normal numbers.  The same numbers serve all classes, so those of many small classes
+def _draw_normals(n: int, d: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """``draws`` matrices (n, d) of normal numbers.  The same numbers serve all classes, so those of many small classes
     are drawn once."""
-    if n > _KEPT or draws == 0:
-        rng = np.random.default_rng(seed)
-        yield from (rng.normal(size=(n, n)) for _ in range(draws))
-        return
     rounded = -(-n // 128) * 128
-    numbers = _normals(draws * rounded**2, seed)
-    yield from (numbers[k * n * n : (k + 1) * n * n].reshape(n, n) for k in range(draws))
+    if draws * rounded * d > _KEPT:
+        rng = np.random.default_rng(seed)
+        yield from (rng.normal(size=(n, d)) for _ in range(draws))
+        return
+    numbers = _normals(draws * rounded * d, seed)
+    yield from (numbers[k * n * d : (k + 1) * n * d].reshape(n, d) for k in range(draws))
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,13 @@ from pfungst.maps import UNREADABLE, Progress, Subject
 from pfungst.neighbours import measure_outliers
 from pfungst.processes import end_with
 from pfungst.spectra import cluster_samples
-from pfungst.store import READ, Run
+from pfungst.store import BLOCK, READ, Run
 from pfungst.vectors import gate_sums, sum_maps, unit_rows
 
 OVERALL = "overall.json"  # what was found over all classes together
 SHOWN = 12  # classes without findings whose maps a report shows
 _GROUPS_KEPT = 20
-_HELD = 3 << 29  # bytes of maps that are held at once
+_HELD = 1 << 30  # bytes of maps that are held at once, and as many that are read for the classes after them
 _SPREAD = 20_000  # samples from which on classes are analysed in several processes
 _PROCESSES = 8  # at most: each takes 0.6 GB
 _MAPPED = 20_000  # samples up to which all classes get a map, not only those that are shown
@@ -176,39 +177,61 @@ def view_names(subject: Subject) -> list[str]:
     return ["where", *(f"{kind}:{layer}" for kind in ("what", "strongest") for layer in subject.layers)]
 
 
+_NOTHING: tuple[dict[str, np.ndarray], Iterator[None]] = ({}, iter(()))
+
+
 def _read_classes(
     run: Run, names: Sequence[str], rows_of: Mapping[int, np.ndarray]
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Each class's views, (n, d) each; as many classes at a time as may be held, so that a block is read seldom."""
-    if not rows_of:
-        return
+    """Each class's views, (n, d) each; as many classes at a time as may be held, so that a block is read seldom.
+
+    The next classes are read a little at each step: those who analyse need not wait until all of them are there.
+    """
     widths = {name: int(np.prod(run.shape(name)[1:])) for name in names}
-    most = max(1, _HELD // (4 * sum(widths.values())))
-    batches: list[list[int]] = [[]]
+    blocks = -(-run.shape(names[0])[0] // BLOCK)
+    batches = _divide(rows_of, max(1, _HELD // (4 * sum(widths.values()))))
+    begun = (_begin_reading(run, widths, [rows_of[index] for index in batch]) for batch in batches)
+    views, rest = next(begun, _NOTHING)
+    for batch in batches:
+        deque(rest, maxlen=0)
+        ahead, rest = next(begun, _NOTHING)
+        start = 0
+        for index in batch:
+            end = start + len(rows_of[index])
+            # Copies: who still holds the last class must not hold the whole batch.
+            yield index, {name: view[start:end].copy() for name, view in views.items()}
+            start = end
+            deque(islice(rest, -(-blocks // len(batch))), maxlen=0)
+        views = ahead
+
+
+def _divide(rows_of: Mapping[int, np.ndarray], most: int) -> list[list[int]]:
+    """The classes in their order, so many together that they have ``most`` samples, or one class."""
+    batches: list[list[int]] = []
     held = 0
     for index, rows in rows_of.items():
-        if batches[-1] and held + len(rows) > most:
+        if not batches or held + len(rows) > most:
             batches.append([])
             held = 0
         batches[-1].append(index)
         held += len(rows)
-    for batch in batches:
-        yield from zip(batch, _read_batch(run, widths, [rows_of[index] for index in batch]), strict=True)
+    return batches
 
 
-def _read_batch(run: Run, widths: Mapping[str, int], rows: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """The views of some classes, read in one pass."""
+def _begin_reading(
+    run: Run, widths: Mapping[str, int], rows: Sequence[np.ndarray]
+) -> tuple[dict[str, np.ndarray], Iterator[None]]:
+    """Empty views of some classes together, and what fills them, one block at each step."""
     wanted = np.concatenate(rows)
-    whole = {name: np.empty((len(wanted), width), np.float32) for name, width in widths.items()}
-    for places, values in run.stream_arrays(list(widths), wanted):
-        for name in widths:
-            whole[name][places] = values[name].reshape(len(places), -1)
-    start = 0
-    for part in rows:
-        end = start + len(part)
-        # Copies: who still holds the last class must not hold the whole batch while the next one is read.
-        yield {name: whole[name][start:end].copy() for name in widths}
-        start = end
+    views = {name: np.empty((len(wanted), width), np.float32) for name, width in widths.items()}
+
+    def fill() -> Iterator[None]:
+        for places, values in run.stream_arrays(list(widths), wanted):
+            for name, view in views.items():
+                view[places] = values[name].reshape(len(places), -1)
+            yield
+
+    return views, fill()
 
 
 def _spread(tasks: Iterator[tuple[Any, ...]], processes: int) -> Iterator[tuple[int, dict[str, Any], Any]]:
