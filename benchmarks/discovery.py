@@ -5,8 +5,8 @@
 Made-up maps with structure are written by the real ``Run`` as the arrays of an audit (where: 20 x 20, what and
 strongest: three layers of 64, 128 and 256 channels), in an order that mixes all classes, the worst one for reading.  A
 planted group, 0.5 % of its class but at least 30 samples, has a spot in a corner and two channels of its own.  Then the
-real stage ``find_strategies`` runs in a process of its own; ``peak_gb`` is its VmHWM, plus that of its greatest helper
-once for each helper.
+real stage ``find_strategies`` runs in a process of its own; ``peak_gb`` is the most that it and its helpers held
+together, looked at five times a second (resident memory; pages that they share count in each).
 
 One row a cell, to the terminal and to benchmarks/results/discovery.csv, where cells that are not asked for stay.
 ``seconds`` is the whole stage, ``tsne`` the part of it that maps of samples took, ``cpu_seconds`` what all processes
@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,14 +112,11 @@ def measure(folder: Path, classes: int) -> dict[str, Any]:
     suspicion, members = max(groups, default=(0.0, []), key=lambda pair: pair[0])
     planted = planted_rows(run.read_array("target"))
     both = len(np.intersect1d(members, planted))
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    helpers = subject.settings.workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the greatest one's
     used = sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, _WHOSE))
     return {
         "cpu_seconds": round(used, 1),
         "seconds": round(end - start, 1),
         "tsne": round(end - moments.get("maps", end), 1),
-        "peak_gb": round((int(peak.split()[1]) + helpers) / 2**20, 2),
         "suspicion": suspicion,
         "jaccard": round(both / max(1, len(members) + len(planted) - both), 3),
     }
@@ -161,6 +159,20 @@ def keep(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def resident_memory(first: int) -> int:
+    """Bytes that a process and all that come from it hold now."""
+    parents, held = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            fields = path.read_text().rpartition(")")[2].split()  # after its name, which may hold anything
+            number = int(path.parent.name)
+            parents[number], held[number] = int(fields[1]), int(fields[21]) * resource.getpagesize()
+    family = [first]
+    for one in family:
+        family += [child for child, parent in parents.items() if parent == one]
+    return sum(held.get(one, 0) for one in family)
+
+
 def cell(folder: Path, count: int, classes: int, keep: bool) -> dict[str, Any]:
     """One row of the table."""
     run = Run(folder)
@@ -172,7 +184,13 @@ def cell(folder: Path, count: int, classes: int, keep: bool) -> dict[str, Any]:
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "set_aside.json").unlink(missing_ok=True)
     asked = [sys.executable, __file__, "--out", str(folder), "--cell", str(count), str(classes)]
-    result = json.loads(subprocess.run(asked, check=True, stdout=subprocess.PIPE).stdout)
+    with subprocess.Popen(asked, stdout=subprocess.PIPE) as process:
+        held = 0
+        while process.poll() is None:
+            held = max(held, resident_memory(process.pid))
+            time.sleep(0.2)
+        assert process.stdout is not None
+        result = json.loads(process.stdout.read()) | {"peak_gb": round(held / 2**30, 2)}
     disk = sum(file.stat().st_size for file in (folder / "pooled.zarr").rglob("*") if file.is_file())
     row = {"samples": count, "classes": classes, **result, "disk_gb": round(disk / 1e9, 2), "cpus": os.cpu_count()}
     if not keep:

@@ -158,7 +158,8 @@ def test_nothing_depends_on_how_the_work_is_cut_up(
     for module in (assignments, strategies):
         monkeypatch.setattr(module, "LARGE", 300)
     found = []
-    for case, limits in enumerate([{}, {"_HELD": 1, "_PENDING": 1}, {"_SPREAD": 1}]):
+    two_by_two = {"_HELD": 4 * 620 * 52}  # room for 600 samples and some of the others, not for all
+    for case, limits in enumerate([{}, {"_HELD": 1, "_PENDING": 1}, two_by_two, {"_SPREAD": 1}]):
         with monkeypatch.context() as patched:
             for name, value in limits.items():
                 patched.setattr(strategies, name, value)
@@ -166,7 +167,7 @@ def test_nothing_depends_on_how_the_work_is_cut_up(
             find_strategies(run, _subject(len(TARGETS)), _tell)
             found.append(_results(run))
     assert len(found[0]) == 5 + 4  # the fifth class is too small to have a map
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1] == found[2] == found[3]
     entries = {entry["class_index"]: entry for entry in read_strategies(run)}
     assert entries[0]["analysed"] == entries[1]["analysed"] == 300
     assert "analysed" not in entries[2]

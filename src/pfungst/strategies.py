@@ -32,7 +32,8 @@ OVERALL = "overall.json"  # what was found over all classes together
 SHOWN = 12  # classes without findings whose maps a report shows
 _GROUPS_KEPT = 20
 _HELD = 1 << 30  # bytes of maps that are held at once, and as many that are read for the classes after them
-_SPREAD = 20_000  # samples from which on classes are analysed in several processes
+_SPREAD = 20_000  # samples from which on classes are analysed in several processes ...
+_LEAST_COST = 150  # ... where each class counts for so many more: what it costs, however small it is
 _PROCESSES = 8  # at most: each takes 0.6 GB
 _MAPPED = 20_000  # samples up to which all classes get a map, not only those that are shown
 _PENDING = 24  # large classes that are completed in one pass
@@ -153,7 +154,7 @@ def _analyse_classes(
             note = f"too few samples to look for groups: {len(rows)}, at least {least} are needed"
             yield index, {**heads[index], "note": note, "groups": []}
     parts = {i: rows[draw_part(len(rows), settings.seed)] for i, rows in rows_of.items() if len(rows) >= least}
-    several = len(parts) > 1 and sum(map(len, parts.values())) >= _SPREAD
+    several = len(parts) > 1 and sum(len(part) + _LEAST_COST for part in parts.values()) >= _SPREAD
     tasks = (
         (index, views, len(rows_of[index]) > LARGE, settings.min_size, settings.null_draws, settings.seed)
         for index, views in _read_classes(run, view_names(subject), parts)
