@@ -7,6 +7,7 @@ class's own maps: one cloud with the same mean and covariance.  One cluster is a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -176,12 +177,12 @@ def _structureless(vectors: np.ndarray, draws: int, seed: int) -> Iterator[np.nd
 def _draw_normals(n: int, d: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     """``draws`` matrices (n, d) of normal numbers.  The same numbers serve all classes, so those of many small classes
     are drawn once."""
-    rounded = -(-n // 128) * 128
-    if draws * rounded * d > _KEPT:
+    count = draws * math.prod(-(-size // 128) * 128 for size in (n, d))
+    if count > _KEPT:
         rng = np.random.default_rng(seed)
         yield from (rng.normal(size=(n, d)) for _ in range(draws))
         return
-    numbers = _normals(draws * rounded * d, seed)
+    numbers = _normals(count, seed)
     yield from (numbers[k * n * d : (k + 1) * n * d].reshape(n, d) for k in range(draws))
 
 

@@ -37,6 +37,7 @@ _LEAST_COST = 150  # ... where each class counts for so many more: what it costs
 _PROCESSES = 8  # at most: each takes 0.6 GB
 _MAPPED = 20_000  # samples up to which all classes get a map, not only those that are shown
 _PENDING = 24  # large classes that are completed in one pass
+_NOTHING: tuple[dict[str, np.ndarray], Iterator[None]] = ({}, iter(()))  # to read, after the last class
 
 
 @dataclass(frozen=True)
@@ -176,9 +177,6 @@ def _analyse_classes(
 def view_names(subject: Subject) -> list[str]:
     """The views in which groups are sought, that by place first."""
     return ["where", *(f"{kind}:{layer}" for kind in ("what", "strongest") for layer in subject.layers)]
-
-
-_NOTHING: tuple[dict[str, np.ndarray], Iterator[None]] = ({}, iter(()))
 
 
 def _read_classes(
