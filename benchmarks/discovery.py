@@ -189,8 +189,10 @@ def cell(folder: Path, count: int, classes: int, keep: bool) -> dict[str, Any]:
         while process.poll() is None:
             held = max(held, resident_memory(process.pid))
             time.sleep(0.2)
-        assert process.stdout is not None
-        result = json.loads(process.stdout.read()) | {"peak_gb": round(held / 2**30, 2)}
+        told, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, asked)
+    result = json.loads(told) | {"peak_gb": round(held / 2**30, 2)}
     disk = sum(file.stat().st_size for file in (folder / "pooled.zarr").rglob("*") if file.is_file())
     row = {"samples": count, "classes": classes, **result, "disk_gb": round(disk / 1e9, 2), "cpus": os.cpu_count()}
     if not keep:

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from pfungst.spectra import Spectrum, cluster_samples, measure_spectrum
 from pfungst.vectors import unit_rows
 
-_LEADING = 15  # principal coordinates in which groups are sought
+_LEADING = 15  # principal coordinates in which groups are sought, of the ``_SCORED``
 _DIRECTIONS = 5  # the first of them, in which mixtures are sought
 _SCORED = 60  # principal coordinates in which groups are scored
 _FOLDS = 5
@@ -66,13 +66,13 @@ def find_groups(
         n = len(rows[first])
         spectrum = measure_spectrum(rows[first], null_draws=null_draws, seed=seed)
         groups: list[Group] = []
-        for name, matrix in rows.items():
-            leading = principal_coordinates(matrix, _LEADING)
-            shape = spectrum if name == first else measure_spectrum(leading, null_draws=0, seed=seed)
+        prepared = [prepare_view(name, matrix, seed) for name, matrix in rows.items()]
+        for view in prepared:
+            leading = view.rows[:, :_LEADING]
+            shape = spectrum if view.name == first else measure_spectrum(leading, null_draws=0, seed=seed)
             for members in _partitions(leading, shape, seed):
                 if min_size <= len(members) <= max_share * n:
-                    groups.append(Group(members, (name,)))
-        prepared = [prepare_view(name, matrix, seed) for name, matrix in rows.items()]
+                    groups.append(Group(members, (view.name,)))
         return rank_groups(_unique(groups), prepared, min_size), spectrum
 
 
@@ -336,4 +336,4 @@ def rank_groups(groups: list[Group], views: Sequence[View], min_size: int = 8) -
 def repeats(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two groups are much the same, or one is mostly a part of the other."""
     both = len(np.intersect1d(a, b, assume_unique=True))
-    return both / max(1, len(a) + len(b) - both) >= SAME or both >= 0.8 * min(len(a), len(b))
+    return jaccard(a, b) >= SAME or both >= 0.8 * min(len(a), len(b))

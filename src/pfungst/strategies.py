@@ -186,6 +186,8 @@ def _read_classes(
 
     The next classes are read a little at each step: those who analyse need not wait until all of them are there.
     """
+    if not rows_of:
+        return
     widths = {name: int(np.prod(run.shape(name)[1:])) for name in names}
     blocks = -(-run.shape(names[0])[0] // BLOCK)
     batches = _divide(rows_of, max(1, _HELD // (4 * sum(widths.values()))))
